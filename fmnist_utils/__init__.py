@@ -1,0 +1,38 @@
+"""Helpers for the Fashion-MNIST transfer-learning course.
+
+The notebooks explain every function once and import it afterwards; each docstring names its notebook.
+Data flows one way: ``data -> models -> cache -> train -> evaluate -> plots``, and ``recipes`` names whole runs.
+"""
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+__version__ = "0.1.0"
+
+#: The project folder: holds ``data/`` and ``results/``.
+ROOT = Path(__file__).resolve().parents[1]
+
+T = TypeVar("T")
+PROFILES = ("smoke", "cpu", "full")
+
+
+def profile() -> str:
+    """Name of the run profile: ``smoke`` (tests, seconds), ``cpu`` (a laptop, minutes) or ``full`` (all images).
+
+    Read from the environment variable ``FMNIST_PROFILE``; without it, ``full`` where there is a CUDA GPU and ``cpu``
+    elsewhere. Raises ``ValueError`` for any other name.
+    """
+    name = os.environ.get("FMNIST_PROFILE")
+    if not name:
+        import torch
+
+        return "full" if torch.cuda.is_available() else "cpu"
+    if name not in PROFILES:
+        raise ValueError(f"FMNIST_PROFILE={name!r} is not a profile: set it to one of {', '.join(PROFILES)}.")
+    return name
+
+
+def pick(*, smoke: T, cpu: T, full: T) -> T:
+    """The value for the current :func:`profile`; notebooks use it in their parameters cell."""
+    return {"smoke": smoke, "cpu": cpu, "full": full}[profile()]

@@ -1,0 +1,207 @@
+"""Predictions, metrics, and the files under ``results/`` from which every number in the course comes.
+
+Explained in ``notebooks/03_vgg16_transfer_learning.ipynb``.
+"""
+
+import datetime
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import Dataset
+
+from fmnist_utils import ROOT, profile
+from fmnist_utils.cache import CachedFeatures
+from fmnist_utils.data import make_loader
+from fmnist_utils.models import Classifier
+
+RESULT_KEYS = (
+    "recipe profile backbone weights cut_after image_size train_images epochs seeds metrics seconds peak_memory_mb "
+    "parameters history hardware versions date"
+).split()
+
+
+@torch.no_grad()
+def predict(model: Classifier, data: Dataset, batch_size: int = 250) -> np.ndarray:
+    """Class probabilities, float32 [N, 10], of images or of :class:`~fmnist_utils.cache.CachedFeatures`."""
+    model.eval()
+    device = next(model.head.parameters()).device
+    part = model.split()[1] if isinstance(data, CachedFeatures) else model
+    part = part.eval().to(device)
+    batches = []
+    for inputs, _ in make_loader(data.plain() if isinstance(data, CachedFeatures) else data, batch_size):
+        inputs = inputs.to(device)
+        logits = part(inputs.float() if inputs.is_floating_point() else inputs)
+        batches.append(logits.float().softmax(1).cpu())
+    return torch.cat(batches).numpy()
+
+
+def score(probabilities: np.ndarray, labels: torch.Tensor) -> dict[str, float]:
+    """``accuracy``, ``macro_f1`` and ``loss`` (mean cross-entropy, natural logarithm), by scikit-learn."""
+    from sklearn.metrics import accuracy_score, f1_score, log_loss
+
+    labels, predicted = np.asarray(labels), probabilities.argmax(1)
+    probabilities = probabilities.astype(np.float64) / probabilities.sum(1, keepdims=True, dtype=np.float64)
+    return {
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "macro_f1": float(f1_score(labels, predicted, average="macro")),
+        "loss": float(log_loss(labels, probabilities, labels=range(probabilities.shape[1]))),
+    }
+
+
+def peak_memory_mb() -> float:
+    """Largest memory this process has had so far, in MB (10⁶ bytes)."""
+    try:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 1e6
+
+
+def hardware() -> dict[str, str | int]:
+    """``device`` (cuda, mps or cpu), name of the processor (and GPU), and number of cores this process may use."""
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file() and (match := re.search(r"model name\s*:\s*(.+)", info.read_text())):
+        cpu = match[1]
+    found = {"device": device, "cpu": cpu, "cores": torch.get_num_threads()}
+    return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    return {"python": platform.python_version()} | {
+        name: version(name) for name in ("torch", "torchvision", "accelerate", "numpy", "scikit-learn")
+    }
+
+
+def save_result(
+    recipe: str,
+    model: Classifier,
+    *,
+    train_images: int,
+    history: pd.DataFrame,
+    metrics: dict[str, float],
+    seconds: dict[str, float],
+    seeds: Iterable[int] = (0,),
+    folder: Path = ROOT / "results",
+    **extra,
+) -> Path:
+    """Write ``results/<recipe>-<profile>.json``, one finished run, and bring README's results table up to date.
+
+    ``metrics`` and ``seconds`` are named as in the project's schema (``test_accuracy``, ``val_accuracy``, …;
+    ``prefix_pass``, ``training``, ``evaluation``, ``total``). A second run of the same name replaces the first.
+    """
+    parameters = list(model.parameters())
+    result = {
+        "recipe": recipe,
+        "profile": profile(),
+        "backbone": model.config["name"],
+        "weights": model.weights,
+        "cut_after": model.config["cut_after"],
+        "image_size": model.config["image_size"],
+        "train_images": train_images,
+        "epochs": len(history),
+        "seeds": list(seeds),
+        "metrics": {k: round(v, 5) for k, v in metrics.items()},
+        "seconds": {k: round(v, 1) for k, v in seconds.items()},
+        "peak_memory_mb": round(peak_memory_mb()),
+        "parameters": {
+            "total": sum(p.numel() for p in parameters),
+            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        },
+        "history": json.loads(history.reset_index().to_json(orient="records", double_precision=6)),
+        "hardware": hardware(),
+        "versions": versions(),
+        "date": datetime.date.today().isoformat(),
+        **extra,
+    }
+    path = folder / f"{recipe}-{profile()}.json"
+    _write(path, json.dumps(result, indent=1) + "\n")
+    readme = folder.parent / "README.md"
+    if profile() != "smoke" and readme.is_file():
+        _write(readme, with_results_table(readme.read_text(encoding="utf-8"), folder))
+    return path
+
+
+def save_benchmark(
+    name: str, *, setting: str, ours: float, reference: float, unit: str, folder: Path = ROOT / "results", **extra
+) -> Path:
+    """Write ``results/benchmarks/<name>-<profile>.json``: two measurements of one run and their ratio (ours : reference).
+
+    ``unit`` says what was measured, for example ``"images/s"``.
+    """
+    benchmark = {
+        "name": name,
+        "profile": profile(),
+        "setting": setting,
+        "ours": round(ours, 2),
+        "reference": round(reference, 2),
+        "ratio": round(ours / reference, 2),
+        "unit": unit,
+        "hardware": hardware(),
+        "versions": versions(),
+        "date": datetime.date.today().isoformat(),
+        **extra,
+    }
+    path = folder / "benchmarks" / f"{name}-{profile()}.json"
+    _write(path, json.dumps(benchmark, indent=1) + "\n")
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def load_results(folder: Path = ROOT / "results", profiles: Iterable[str] = ("cpu", "full")) -> pd.DataFrame:
+    """Every recorded run as one row, best test accuracy first; nested entries become columns like ``metrics.macro_f1``."""
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    runs = [run for run in runs if run["profile"] in profiles]
+    if not runs:
+        return pd.DataFrame(columns=["recipe", "profile", "metrics.test_accuracy"])
+    table = pd.json_normalize([{k: v for k, v in run.items() if k != "history"} for run in runs])
+    return table.sort_values("metrics.test_accuracy", ascending=False, ignore_index=True)
+
+
+def results_table(folder: Path = ROOT / "results") -> str:
+    """README's results table in Markdown, made from ``results/`` alone."""
+    lines = [
+        "| run | weights | training images | size | test accuracy | macro F1 | trainable | time | hardware |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for run in load_results(folder).to_dict("records"):
+        device = run.get("hardware.gpu") if run["hardware.device"] == "cuda" else None
+        device = device if isinstance(device, str) else f"{run['hardware.cores']} CPU cores ({run['hardware.cpu']})"
+        weights = "ImageNet" if run["weights"].startswith("imagenet") else "random"
+        lines.append(
+            f"| `{run['recipe']}-{run['profile']}` | {weights} | {run['train_images']:,} | {run['image_size']} px "
+            f"| {run['metrics.test_accuracy']:.2%} | {run['metrics.macro_f1']:.4f} | {run['parameters.trainable']:,} "
+            f"| {run['seconds.total'] / 60:.1f} min | {device} |"
+        )
+    return "\n".join(lines)
+
+
+def with_results_table(readme: str, folder: Path = ROOT / "results") -> str:
+    """``readme`` with the text between its two ``results`` markers replaced by :func:`results_table`."""
+    return re.sub(
+        r"(<!-- results:start[^>]*-->\n).*?(<!-- results:end -->)",
+        lambda match: match[1] + results_table(folder) + "\n" + match[2],
+        readme,
+        flags=re.DOTALL,
+    )

@@ -1,0 +1,462 @@
+"""From raw grey images to logits: preprocessing, backbone, head, pretrained weights, checkpoints.
+
+Every model takes what the dataset holds (``uint8 [B, 28, 28]``), because its first module, :class:`Preprocess`,
+does the resizing and normalising. Explained in ``notebooks/02_preprocessing.ipynb`` (preprocessing) and
+``notebooks/03_vgg16_transfer_learning.ipynb`` (models).
+"""
+
+import difflib
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from fmnist_utils import ROOT
+
+#: Per-channel mean and standard deviation of ImageNet on a 0-1 scale, the usual choice for torchvision's weights.
+IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+#: What the original VGG16 was trained with: 0-255 values minus the mean (Simonyan & Zisserman, 2015).
+VGG_ORIGINAL_STATS = ((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255))
+#: Mean and standard deviation of the Fashion-MNIST training pixels (measured in notebook 01), for one grey channel.
+FASHION_MNIST_STATS = ((0.2860,), (0.3530,))
+
+#: Where each block of torchvision's ``vgg16().features`` ends (with a pooling layer).
+VGG16_BLOCKS = {"block1": 5, "block2": 10, "block3": 17, "block4": 24, "block5": 31}
+#: Head presets: (side of the pooled feature map, widths of the hidden layers, batch normalisation of the features).
+HEADS = {"classic": (7, (1024, 512), False), "pooled": (4, (256,), True), "linear": (1, (), True)}
+
+
+# ------------------------------------------------------------------------------------------------ preprocessing
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes of a training image, drawn independently per image.
+
+    ``flip`` and ``erasing`` are probabilities, ``rotation`` is in degrees (drawn from ±rotation), ``zoom`` and
+    ``shift`` are fractions (scale from 1 ± zoom; shift from ± that part of the side).
+    """
+
+    flip: float = 0.0
+    rotation: float = 0.0
+    zoom: float = 0.0
+    shift: float = 0.0
+    erasing: float = 0.0
+
+
+class Preprocess(nn.Module):
+    """``uint8 [B, 28, 28]`` -> resized, normalised ``float32 [B, C, S, S]`` on the device of the input.
+
+    C is the number of entries of ``mean`` (3 repeats the grey channel to RGB). Without augmentation it agrees with
+    torchvision's PIL pipeline (Resize, Grayscale(3), ToTensor, Normalize) within one grey level, because PIL rounds
+    resized pixels to whole levels. ``augment`` works in training mode only; flip, rotation, zoom, shift and resize are
+    one affine grid and so one bilinear resampling (Jaderberg et al., 2015, arXiv:1506.02025); erasing follows Zhong et
+    al. (2017, arXiv:1708.04896) with black, the data's background. Random numbers come from torch's CPU generator, so
+    a seed gives the same images on every device. Explained in notebooks/02_preprocessing.ipynb.
+
+    Raises ``ValueError`` for anything but ``uint8 [B, H, W]``.
+    """
+
+    def __init__(self, image_size: int, stats=IMAGENET_STATS, augment: Augment | None = None) -> None:
+        super().__init__()
+        self.image_size, self.augment = image_size, augment
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in stats)
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("offset", -mean / std, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8 or images.ndim != 3:
+            raise ValueError(
+                f"Preprocess takes uint8 images [B, H, W], got {images.dtype} {list(images.shape)}. Pass the dataset's "
+                "images as they are, and images[None] for a single one."
+            )
+        grey = images[:, None].float()
+        if self.training and self.augment is not None:
+            grey = self._resample(grey, self.augment)
+        else:
+            size = (self.image_size, self.image_size)
+            grey = F.interpolate(grey, size, mode="bilinear", antialias=self.image_size < images.shape[-1])
+        # One multiply-add broadcasts the grey channel to RGB and normalises it.
+        return torch.addcmul(self.offset, grey, self.scale)
+
+    def _resample(self, grey: Tensor, augment: Augment) -> Tensor:
+        count, size = len(grey), self.image_size
+
+        def uniform(limit: float) -> Tensor:
+            return (torch.rand(count) * 2 - 1) * limit
+
+        angle = torch.deg2rad(uniform(augment.rotation))
+        zoom = 1 / (1 + uniform(augment.zoom))
+        mirror = 1 - 2 * (torch.rand(count) < augment.flip).float()
+        # Rows map output to input coordinates in [-1, 1], hence the inverse zoom; the mirror acts on the output's x.
+        matrix = torch.stack(
+            [
+                torch.stack([angle.cos() * zoom * mirror, -angle.sin() * zoom, uniform(2 * augment.shift)], 1),
+                torch.stack([angle.sin() * zoom * mirror, angle.cos() * zoom, uniform(2 * augment.shift)], 1),
+            ],
+            1,
+        ).to(grey.device)
+        grid = F.affine_grid(matrix, (count, 1, size, size), align_corners=False)
+        # Border padding reproduces F.interpolate for the identity; what lies outside the image becomes black.
+        inside = (grid.abs() <= 1).all(-1)[:, None]
+        grey = F.grid_sample(grey, grid, padding_mode="border", align_corners=False) * inside
+        return self._erase(grey, augment.erasing) if augment.erasing else grey
+
+    @staticmethod
+    def _erase(grey: Tensor, probability: float) -> Tensor:
+        count, size = len(grey), grey.shape[-1]
+        area, ratio = 0.02 + 0.18 * torch.rand(count), torch.exp((torch.rand(count) * 2 - 1) * 1.2)
+        sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1)
+        corner = torch.rand(count, 2) * (1 - sides)
+        hit = torch.rand(count, 1) < probability
+        start, stop = (torch.where(hit, v, -1.0).to(grey.device)[..., None] for v in (corner, corner + sides))
+        position = (torch.arange(size, device=grey.device) + 0.5) / size
+        covered = (position >= start) & (position < stop)  # [B, 2, S]: rows, columns
+        return grey.masked_fill((covered[:, 0, :, None] & covered[:, 1, None, :])[:, None], 0.0)
+
+
+# ------------------------------------------------------------------------------------------- pretrained weights
+
+
+class WeightsUnavailable(RuntimeError):
+    """Pretrained weights were asked for and are neither on this machine nor downloadable."""
+
+
+_VGG16_SHIPPED = "vgg16_imagenet_features.safetensors"
+_VGG16_SHIPPED_SHA256 = "608705a5e8e9a7d5d75e2eb4a72185943564b134fca29f49123ae440f73775ed"
+_VGG16_URL = "https://download.pytorch.org/models/vgg16_features-amdegroot-88682ab5.pth"
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def find_vgg16_weights(download: bool = True) -> tuple[dict[str, Tensor], str]:
+    """ImageNet weights of VGG16's 13 convolutions as (float32 state dict of ``features``, identity).
+
+    Looks in ``data/weights/`` (shipped with the project), then torch's cache, then downloads torchvision's
+    ``VGG16_Weights.IMAGENET1K_FEATURES``. Each candidate is checked by hash. The identity is ``imagenet:`` and the
+    first 12 digits of the file's SHA-256. Raises :class:`WeightsUnavailable`; never falls back to random weights.
+    """
+    shipped = ROOT / "data" / "weights" / _VGG16_SHIPPED
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(_VGG16_URL).name
+    problems = []
+    for path, expected in ((shipped, _VGG16_SHIPPED_SHA256), (cached, "88682ab5")):
+        if path == cached and not cached.is_file() and download:
+            try:
+                torch.hub.load_state_dict_from_url(_VGG16_URL, progress=False, check_hash=True, map_location="cpu")
+            except (OSError, RuntimeError) as error:
+                problems.append(f"download from {_VGG16_URL} failed ({error})")
+        if not path.is_file():
+            problems.append(f"{path} does not exist")
+            continue
+        digest = file_sha256(path)
+        if not digest.startswith(expected):
+            problems.append(f"{path} is damaged (SHA-256 {digest[:12]}…, expected {expected[:12]}…): delete it")
+            continue
+        state = load_file(path) if path == shipped else torch.load(path, map_location="cpu", weights_only=True)
+        features = {k.removeprefix("features."): v.float() for k, v in state.items() if k.startswith("features.")}
+        return features, f"imagenet:{digest[:12]}"
+    raise WeightsUnavailable(
+        "ImageNet weights of VGG16 were not found:\n- " + "\n- ".join(problems) + "\nRestore data/weights/ from the "
+        f"repository, or download {_VGG16_URL} elsewhere and put it at {cached}. To train from random weights on "
+        "purpose, pass weights=None."
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- models
+
+
+class _FrozenNormMixin(nn.Module):
+    """Training mode, except that frozen BatchNorm keeps its ImageNet statistics (it stays in eval mode)."""
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm) and any(not p.requires_grad for p in module.parameters()):
+                module.eval()
+        return self
+
+
+class Layers(_FrozenNormMixin, nn.Sequential):
+    """A part of a :class:`Classifier`, as :meth:`Classifier.split` returns it."""
+
+
+class Classifier(_FrozenNormMixin):
+    """``preprocess -> backbone -> head``: ``uint8 [B, 28, 28]`` in, logits ``float32 [B, 10]`` out.
+
+    ``config`` holds the arguments of :func:`build_model`, ``weights`` the identity of the pretrained weights or
+    ``"none"``. Explained in notebooks/03_vgg16_transfer_learning.ipynb.
+    """
+
+    def __init__(self, preprocess: Preprocess, backbone: nn.Sequential, head: nn.Sequential, config: dict, weights: str):
+        super().__init__()
+        self.preprocess, self.backbone, self.head = preprocess, backbone, head
+        self.config, self.weights = config, weights
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(self.preprocess(images)))
+
+    def split(self) -> tuple[Layers, Layers]:
+        """(frozen prefix, trainable rest); applied one after the other they equal the model and share its layers.
+
+        The prefix starts with the preprocessing and never holds a trainable parameter or a random layer. Among the
+        allowed borders it takes the one with the smallest activation, because that is what a cache has to store.
+        """
+        layers = [self.preprocess, *_leaves(self.backbone), *self.head]
+        fixed = 1
+        while fixed < len(layers) and not _changes_in_training(layers[fixed]):
+            fixed += 1
+        last_frozen = max((i for i in range(1, fixed) if any(True for _ in layers[i].parameters())), default=0)
+        sizes = {}
+        with torch.no_grad():
+            x = torch.zeros(1, 28, 28, dtype=torch.uint8, device=self.preprocess.scale.device)
+            for i, layer in enumerate(layers[:fixed]):
+                x = layer(x)
+                sizes[i] = x.numel()
+        border = min(range(last_frozen, fixed), key=lambda i: (sizes[i], -i)) + 1
+        return Layers(*layers[:border]), Layers(*layers[border:])
+
+
+def _leaves(module: nn.Module) -> list[nn.Module]:
+    """Layers of nested ``nn.Sequential`` containers, in the order in which they run."""
+    if isinstance(module, nn.Sequential):
+        return [leaf for child in module for leaf in _leaves(child)]
+    return [module]
+
+
+def _changes_in_training(layer: nn.Module) -> bool:
+    return any(p.requires_grad for p in layer.parameters()) or any(
+        isinstance(m, _DropoutNd) or (isinstance(m, _BatchNorm) and not m.affine)
+        for m in layer.modules()
+    )
+
+
+def make_head(channels: int, pool: int, hidden: tuple[int, ...], normalise: bool, dropout: float) -> nn.Sequential:
+    """Pool the feature map to ``pool``×``pool``, flatten, then dropout and fully connected layers down to 10 logits."""
+    layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(pool), nn.Flatten()]
+    width = channels * pool * pool
+    if normalise:
+        # Activations of the original VGG16 reach thousands; unscaled, the first loss would be far above ln 10.
+        layers.append(nn.BatchNorm1d(width))
+    for units in hidden:
+        layers += [nn.Linear(width, units), nn.ReLU(), nn.Dropout(dropout)]
+        width = units
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+def _vgg16_backbone(weights: str | None, cut_after: str) -> tuple[nn.Sequential, int, str, tuple]:
+    from torchvision.models import vgg16
+
+    with torch.device("meta"):  # the 124 million parameters of the original classifier are never allocated
+        features = vgg16(weights=None, init_weights=False).features
+    if weights is None:
+        features.to_empty(device="cpu")
+        for layer in features:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        identity, stats = "none", IMAGENET_STATS
+    else:
+        state, identity = find_vgg16_weights()
+        features.load_state_dict(state, assign=True)
+        stats = VGG_ORIGINAL_STATS
+    blocks, start = OrderedDict(), 0
+    for name, stop in VGG16_BLOCKS.items():
+        blocks[name] = features[start:stop]
+        start = stop
+        if name == cut_after:
+            break
+    channels = [layer for layer in _leaves(nn.Sequential(blocks)) if isinstance(layer, nn.Conv2d)][-1].out_channels
+    return nn.Sequential(blocks), channels, identity, stats
+
+
+def _small_cnn_backbone() -> nn.Sequential:
+    def block(inputs: int, outputs: int) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for width in (inputs, outputs):
+            layers += [nn.Conv2d(width, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        return nn.Sequential(*layers, nn.MaxPool2d(2))
+
+    return nn.Sequential(OrderedDict(block1=block(1, 32), block2=block(32, 64), block3=block(64, 128)))
+
+
+def build_model(
+    name: str,
+    *,
+    weights: str | None = "imagenet",
+    head: str | tuple[int, tuple[int, ...], bool] | None = None,
+    cut_after: str = "block5",
+    trainable: str | int | None = None,
+    image_size: int | None = None,
+    dropout: float = 0.5,
+    augment: Augment | dict | None = None,
+    seed: int = 0,
+) -> Classifier:
+    """Build a :class:`Classifier` in eval mode; explained in notebooks/03_vgg16_transfer_learning.ipynb.
+
+    ``name``: ``"vgg16"`` (Simonyan & Zisserman, 2015, arXiv:1409.1556) or ``"small_cnn"`` (three blocks, from scratch).
+    ``weights``: ``"imagenet"``, or ``None`` for random ones (a choice, never a fallback).
+    ``head``: a key of ``HEADS`` or (pool side, hidden widths, normalise); default ``classic`` for VGG16 (with pool 7:
+    25088 -> 1024 -> 512 -> 10) and ``linear`` for the small CNN.
+    ``cut_after``: last VGG16 block that is kept, ``"block1"`` … ``"block5"``.
+    ``trainable``: ``"head"``, ``"all"``, or the number of backbone layers, counted from its output, to train with the
+    head; default ``"head"`` for pretrained and ``"all"`` for random weights.
+    ``image_size``: side in pixels the network sees (default 56 for VGG16, 28 for the small CNN). ``seed``: for every
+    random initial value, whatever was drawn before.
+
+    Raises ``ValueError`` for unknown names and :class:`WeightsUnavailable` for weights that cannot be had.
+    """
+    augment = Augment(**augment) if isinstance(augment, dict) else augment
+    _check_name("model", name, ("vgg16", "small_cnn"))
+    _check_name("weights", weights, ("imagenet", None))
+    _check_name("cut_after", cut_after, tuple(VGG16_BLOCKS))
+    if head is None:
+        head = "classic" if name == "vgg16" else "linear"
+    if isinstance(head, str):
+        _check_name("head", head, tuple(HEADS))
+    if trainable is None:
+        trainable = "head" if weights else "all"
+    config = {
+        "name": name,
+        "weights": weights,
+        "head": head,
+        "cut_after": cut_after,
+        "trainable": trainable,
+        "image_size": image_size or (56 if name == "vgg16" else 28),
+        "dropout": dropout,
+        "augment": asdict(augment) if augment else None,
+        "seed": seed,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name == "vgg16":
+            backbone, channels, identity, stats = _vgg16_backbone(weights, cut_after)
+        elif weights is None:
+            backbone, channels, identity, stats = _small_cnn_backbone(), 128, "none", FASHION_MNIST_STATS
+        else:
+            raise ValueError("small_cnn has no pretrained weights: pass weights=None to train it from scratch.")
+        pool, hidden, normalise = HEADS[head] if isinstance(head, str) else head
+        top = make_head(channels, pool, tuple(hidden), normalise, dropout)
+    model = Classifier(Preprocess(config["image_size"], stats, augment), backbone, top, config, identity)
+    _freeze(model.backbone, trainable)
+    return model.eval()
+
+
+def _check_name(what: str, name: str | None, known: tuple) -> None:
+    if name not in known:
+        nearest = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.3)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"{what}={name!r} is not known.{hint} Choose one of {', '.join(map(repr, known))}.")
+
+
+def _freeze(backbone: nn.Sequential, trainable: str | int) -> None:
+    leaves = _leaves(backbone)
+    if isinstance(trainable, str):
+        _check_name("trainable", trainable, ("head", "all"))
+        trainable = len(leaves) if trainable == "all" else 0
+    if not 0 <= trainable <= len(leaves):
+        raise ValueError(f"trainable={trainable}: the backbone has {len(leaves)} layers.")
+    for layer in leaves[: len(leaves) - trainable]:
+        layer.requires_grad_(False)
+
+
+def summary(model: Classifier) -> pd.DataFrame:
+    """One row per block: output shape for one image, parameters, trainable parameters, MFLOPs per image.
+
+    A multiplication and an addition count as two FLOPs; convolutions and matrix products are counted (by torch's own
+    counter), the rest is negligible.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    rows, x = {}, torch.zeros(1, 28, 28, dtype=torch.uint8, device=model.preprocess.scale.device)
+    stages = {"preprocess": model.preprocess, **dict(model.backbone.named_children()), "head": model.head}
+    mode = model.training
+    model.eval()
+    for name, stage in stages.items():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            x = stage(x)
+        parameters = list(stage.parameters())
+        rows[name] = {
+            "output": "×".join(map(str, x.shape[1:])),
+            "parameters": sum(p.numel() for p in parameters),
+            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+            "MFLOPs": counter.get_total_flops() / 1e6,
+        }
+    model.train(mode)
+    table = pd.DataFrame(rows).T.astype({"parameters": int, "trainable": int, "MFLOPs": float})
+    table.loc["total"] = ["", table.parameters.sum(), table.trainable.sum(), table.MFLOPs.sum()]
+    return table
+
+
+# -------------------------------------------------------------------------------------------------- checkpoints
+
+
+def save_model(model: Classifier, path: str | Path, **card) -> Path:
+    """Write ``<path>.safetensors`` (what training changed) and ``<path>.json`` (how to rebuild the rest, plus ``card``).
+
+    Pretrained weights that stayed frozen are not stored but named by hash, so a head takes a few hundred KB. Explained
+    in notebooks/03_vgg16_transfer_learning.ipynb.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file, text = path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
+    temporary = file.with_name(file.name + ".part")
+    save_file(changed_state(model), temporary)
+    card = {**card, "model": model.config, "weights": model.weights, "sha256": file_sha256(temporary)}
+    os.replace(temporary, file)
+    temporary = text.with_name(text.name + ".part")
+    temporary.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, text)
+    return file
+
+
+def load_model(path: str | Path) -> Classifier:
+    """Rebuild a model written by :func:`save_model`, in eval mode.
+
+    Raises ``FileNotFoundError`` for a missing file, ``ValueError`` where a file is damaged or the pretrained weights
+    found here are not those the model was trained on, and :class:`WeightsUnavailable` where there are none.
+    """
+    path = Path(path)
+    file, text = path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
+    card = json.loads(text.read_text(encoding="utf-8"))
+    if (digest := file_sha256(file)) != card["sha256"]:
+        raise ValueError(f"{file} does not belong to {text.name} (SHA-256 {digest[:12]}…): copy both files again.")
+    model = build_model(**card["model"])
+    if model.weights != card["weights"]:
+        raise ValueError(
+            f"{text.name} was trained on {card['weights']}, but the weights found here are {model.weights}. "
+            "Restore data/weights/ from the repository."
+        )
+    state = load_file(file)
+    missing = changed_state(model).keys() ^ state.keys()
+    if missing:
+        raise ValueError(f"{file} does not fit its model: {', '.join(sorted(missing))}.")
+    model.load_state_dict(state, strict=False)
+    return model.eval()
+
+
+def changed_state(model: Classifier) -> dict[str, Tensor]:
+    """The part of the state dict that training can change: all of it unless pretrained layers are frozen."""
+    frozen = set()
+    if model.weights != "none":
+        for name, module in model.named_modules():
+            own = list(module.named_parameters(recurse=False))
+            if own and not any(p.requires_grad for _, p in own):
+                frozen |= {f"{name}.{key}" for key, _ in [*own, *module.named_buffers(recurse=False)]}
+    return {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k not in frozen}
