@@ -8,10 +8,12 @@ it is computed once, kept as float16, and only the layers behind it are trained.
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from fmnist_utils.data import FashionMNIST
+from fmnist_utils.data import FashionMNIST, replacing
 from fmnist_utils.models import Classifier
 
 #: Compiling takes about half a minute, so it must save at least that: eager passes shorter than this stay eager.
@@ -30,7 +32,7 @@ COMPILE_ABOVE_SECONDS = 90.0
 
 @dataclass(frozen=True)
 class PrefixPass:
-    """What one pass through the frozen layers did: ``images`` (all views), ``seconds``, ``engine``, size in ``bytes``."""
+    """What one pass through the frozen layers did: ``images`` (all views), ``seconds``, ``engine`` and ``bytes``."""
 
     images: int
     seconds: float
@@ -40,11 +42,8 @@ class PrefixPass:
 
     def __str__(self) -> str:
         where = "read from disk; computed earlier" if self.reused else "computed"
-        rate = self.images / max(self.seconds, 1e-9)
-        return (
-            f"frozen layers: {self.images:,} images {where} in {self.seconds:.1f} s ({rate:,.0f} images/s, {self.engine}), "
-            f"{self.bytes / 1e6:,.0f} MB"
-        )
+        rate = f"{self.images / max(self.seconds, 1e-9):,.0f} images/s, {self.engine}"
+        return f"{self.images:,} images {where} in {self.seconds:.1f} s ({rate}), {self.bytes / 1e6:,.0f} MB kept"
 
 
 class CachedFeatures(Dataset):
@@ -70,9 +69,15 @@ class CachedFeatures(Dataset):
         view = torch.randint(views, rows.shape) if views > 1 else torch.zeros_like(rows)
         return self.features[view, rows], self.labels[rows]
 
-    def plain(self) -> "CachedFeatures":
-        """Only the first view, the one without augmentation: what evaluation uses."""
-        return CachedFeatures(self.features[:1], self.labels, self.key, self.prefix_key, self.report)
+    def view(self, number: int) -> "CachedFeatures":
+        """One view alone; number 0 is the one without augmentation."""
+        chosen = self.features[number : number + 1]
+        return CachedFeatures(chosen, self.labels, self.key, self.prefix_key, self.report)
+
+
+def as_input(batch: Tensor) -> Tensor:
+    """What the layers take: cached float16 features as float32, images as they are."""
+    return batch.float() if batch.is_floating_point() else batch
 
 
 def prefix_key(model: Classifier) -> str:
@@ -109,7 +114,7 @@ def cache_features(
     if not any(True for _ in prefix.parameters()):
         raise ValueError("This model has no frozen layers to cache: pass the images themselves to fit().")
     if views > 1 and model.preprocess.augment is None:
-        raise ValueError(f"views={views} needs random changes to draw them from: build the model with augment=Augment(…).")
+        raise ValueError(f"views={views} needs changes to draw from: build the model with augment=Augment(…).")
     own_key = prefix_key(model)
     settings = (own_key, views, (asdict(model.preprocess.augment), seed) if views > 1 else None)
     digest = hashlib.sha256(repr(settings).encode())
@@ -118,9 +123,11 @@ def cache_features(
     store = Path(folder) / f"{key}.npy" if folder else None
     if store and store.is_file() and store.with_suffix(".json").is_file():
         report = PrefixPass(**json.loads(store.with_suffix(".json").read_text()), reused=True)
-        features = torch.from_numpy(np.load(store, mmap_mode="c"))
+        features = _open(store)
     else:
         device = torch.device(device or _default_device())
+        if store:
+            store.parent.mkdir(parents=True, exist_ok=True)
         features, report = _run(model, prefix.to(device), dataset, views, store, batch_size, device, seed, verbose)
     if verbose:
         print(report)
@@ -136,67 +143,70 @@ def _default_device() -> str:
 def _run(model, prefix, dataset, views, store, batch_size, device, seed, verbose) -> tuple[Tensor, PrefixPass]:
     count = len(dataset)
     batch_size = min(batch_size, count)
-    part = store.with_name(store.name + ".part") if store else None
     began = time.perf_counter()
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), tqdm(
-            total=views * count, unit=" images", disable=not verbose, leave=False
-        ) as bar:
-            engine = _Engine(model, prefix, device, views * count)
-            sample = engine(dataset.images[:1])
-            shape = (views, count, *sample.shape[1:])
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+            tqdm(total=views * count, unit=" images", disable=not verbose, leave=False) as bar,
+            replacing(store) if store else nullcontext() as part,
+        ):
+            engine = _Engine(model, prefix, device, views * count, batch_size)
+            shape = (views, count, *prefix(dataset.images[:1].to(device)).shape[1:])
             features = _allocate(part, shape)
             for view in range(views):
                 torch.manual_seed(seed + view)
                 model.preprocess.train(view > 0)
                 for start in range(0, count, batch_size):
-                    # The last batch is filled up from before it, so that a compiled pass sees one shape only.
-                    start = min(start, count - batch_size)
-                    output = engine(dataset.images[start : start + batch_size]).half()
+                    # The last batch reaches back, so that a compiled pass sees one shape only.
+                    rows = slice(min(start, count - batch_size), min(start + batch_size, count))
+                    output = engine(dataset.images[rows]).half()
                     if not torch.isfinite(output).all():
-                        raise FloatingPointError("An activation of the frozen layers does not fit float16 (over 65504).")
-                    features[view, start : start + batch_size] = output.cpu()
-                    bar.update(batch_size)
-        if store:
-            del features
-        report = PrefixPass(views * count, time.perf_counter() - began, engine.name, 2 * int(np.prod(shape)))
-        if store:
-            os.replace(part, store)
-            card = {k: v for k, v in asdict(report).items() if k != "reused"}
-            store.with_suffix(".json").write_text(json.dumps(card))
-            features = torch.from_numpy(np.load(store, mmap_mode="c"))
-        return features, report
-    except BaseException:
-        if part:
-            part.unlink(missing_ok=True)
-        raise
+                        raise FloatingPointError("An activation of the frozen layers exceeds float16's 65504.")
+                    features[view, rows] = output.cpu()
+                    bar.update(rows.stop - start)
+            if store:
+                del features  # closes the file, without which it could not be renamed everywhere
     finally:
         model.train(training)
+    report = PrefixPass(views * count, time.perf_counter() - began, engine.name, 2 * math.prod(shape))
+    if store:
+        with replacing(store.with_suffix(".json")) as part:
+            part.write_text(json.dumps({k: v for k, v in asdict(report).items() if k != "reused"}))
+        features = _open(store)
+    return features, report
+
+
+def _open(store: Path) -> Tensor:
+    return torch.from_numpy(np.load(store, mmap_mode="c"))
 
 
 def _allocate(part: Path | None, shape: tuple[int, ...]) -> Tensor:
     if part is None:
         return torch.empty(shape, dtype=torch.float16)
-    part.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(part.parent).free
+    needed, free = 2 * math.prod(shape), shutil.disk_usage(part.parent).free
     if needed > free:
         raise OSError(f"The features need {needed / 1e9:.1f} GB in {part.parent}, where {free / 1e9:.1f} GB are free.")
     return torch.from_numpy(np.lib.format.open_memmap(part, "w+", np.float16, shape))
 
 
 class _Engine:
-    """Calls the frozen layers: eagerly at first, compiled as soon as the rest of the pass is known to be long enough."""
+    """Calls the frozen layers: eagerly at first, compiled once the pass is known to be long enough."""
 
-    def __init__(self, model: Classifier, prefix: nn.Sequential, device: torch.device, images: int) -> None:
+    def __init__(
+        self, model: Classifier, prefix: nn.Sequential, device: torch.device, images: int, batch_size: int
+    ) -> None:
         self.preprocess, self.device = prefix[0], device
         self.layers: Callable = prefix[1:].to(memory_format=torch.channels_last)
         self.images, self.name, self.model, self.calls = images, "eager", model, 0
         self.half = {"cuda": torch.bfloat16}.get(device.type)
+        # Compiled code holds the weights it was made with, and is made anew for another batch size.
+        self.compiled_for = (prefix_key(model), batch_size)
         compiled = getattr(model, "_compiled_prefix", None)
-        if compiled and compiled[0] == len(prefix) and device.type == "cpu":
-            self.layers, self.name, self.calls = compiled[1], "compiled", 3
+        if compiled and compiled[0] == self.compiled_for and device.type == "cpu":
+            self.layers, self.name, self.calls = compiled[1], "compiled", 2
 
     def __call__(self, images: Tensor) -> Tensor:
         x = self.preprocess(images.to(self.device)).contiguous(memory_format=torch.channels_last)
@@ -204,10 +214,10 @@ class _Engine:
         began = time.perf_counter()
         with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
             output = self.layers(x)
-        # Call 1 sees a single image and call 2 warms up; call 3 is timed.
-        if self.calls == 3 and self.device.type == "cpu" and find_compiler():
-            if (time.perf_counter() - began) / len(x) * self.images > COMPILE_ABOVE_SECONDS:
-                self._compile(x)
+        # Call 1 warms up; call 2 is timed.
+        expected = (time.perf_counter() - began) / len(x) * self.images
+        if self.calls == 2 and self.device.type == "cpu" and expected > COMPILE_ABOVE_SECONDS and find_compiler():
+            self._compile(x)
         return output
 
     def _compile(self, x: Tensor) -> None:
@@ -223,8 +233,7 @@ class _Engine:
             self.name = f"eager, because compiling failed: {type(error).__name__}"
             return
         self.layers, self.name = compiled, "compiled"
-        length = len(list(eager)) + 1
-        object.__setattr__(self.model, "_compiled_prefix", (length, compiled))
+        object.__setattr__(self.model, "_compiled_prefix", (self.compiled_for, compiled))
 
 
 def find_compiler() -> str | None:

@@ -156,7 +156,7 @@ def write_csv(dataset: FashionMNIST, path: str | Path) -> None:
     content = "\n".join([",".join(_HEADER), *lines, ""]).encode()
     if path.name.lower().endswith(".gz"):
         content = gzip.compress(content, compresslevel=6, mtime=0)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
@@ -309,7 +309,7 @@ def _download(split: str) -> Path:
             url = f"{mirror}{name}.gz"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                with _replacing(folder / f"{name}.gz") as temporary:
+                with replacing(folder / f"{name}.gz") as temporary:
                     with urlopen(url, timeout=60) as response:
                         temporary.write_bytes(response.read())
                     if hashlib.sha256(_read_bytes(temporary)).hexdigest() != sha256:
@@ -324,7 +324,7 @@ def _download(split: str) -> Path:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary name in the folder of `path`, moved to `path` if all goes well and removed if not."""
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:

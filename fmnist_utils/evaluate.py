@@ -5,7 +5,6 @@ Explained in ``notebooks/03_vgg16_transfer_learning.ipynb``.
 
 import datetime
 import json
-import os
 import platform
 import re
 import sys
@@ -19,29 +18,27 @@ import torch
 from torch.utils.data import Dataset
 
 from fmnist_utils import ROOT, profile
-from fmnist_utils.cache import CachedFeatures
-from fmnist_utils.data import make_loader
+from fmnist_utils.cache import CachedFeatures, as_input
+from fmnist_utils.data import make_loader, replacing
 from fmnist_utils.models import Classifier
-
-RESULT_KEYS = (
-    "recipe profile backbone weights cut_after image_size train_images epochs seeds metrics seconds peak_memory_mb "
-    "parameters history hardware versions date"
-).split()
 
 
 @torch.no_grad()
 def predict(model: Classifier, data: Dataset, batch_size: int = 250) -> np.ndarray:
-    """Class probabilities, float32 [N, 10], of images or of :class:`~fmnist_utils.cache.CachedFeatures`."""
+    """Class probabilities, float32 [N, 10], of images or of :class:`~fmnist_utils.cache.CachedFeatures`.
+
+    Features with several views give the mean of the views' probabilities (test-time augmentation).
+    """
     model.eval()
     device = next(model.head.parameters()).device
-    part = model.split()[1] if isinstance(data, CachedFeatures) else model
-    part = part.eval().to(device)
-    batches = []
-    for inputs, _ in make_loader(data.plain() if isinstance(data, CachedFeatures) else data, batch_size):
-        inputs = inputs.to(device)
-        logits = part(inputs.float() if inputs.is_floating_point() else inputs)
-        batches.append(logits.float().softmax(1).cpu())
-    return torch.cat(batches).numpy()
+    cached = isinstance(data, CachedFeatures)
+    part = (model.split()[1] if cached else model).eval().to(device)
+    views = [data.view(i) for i in range(len(data.features))] if cached else [data]
+    means = 0
+    for view in views:
+        logits = [part(as_input(inputs).to(device)) for inputs, _ in make_loader(view, batch_size)]
+        means = means + torch.cat(logits).float().softmax(1).cpu() / len(views)
+    return means.numpy()
 
 
 def score(probabilities: np.ndarray, labels: torch.Tensor) -> dict[str, float]:
@@ -140,7 +137,7 @@ def save_result(
 def save_benchmark(
     name: str, *, setting: str, ours: float, reference: float, unit: str, folder: Path = ROOT / "results", **extra
 ) -> Path:
-    """Write ``results/benchmarks/<name>-<profile>.json``: two measurements of one run and their ratio (ours : reference).
+    """Write ``results/benchmarks/<name>-<profile>.json``: two measurements of one run and their ratio ours : reference.
 
     ``unit`` says what was measured, for example ``"images/s"``.
     """
@@ -164,13 +161,12 @@ def save_benchmark(
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def load_results(folder: Path = ROOT / "results", profiles: Iterable[str] = ("cpu", "full")) -> pd.DataFrame:
-    """Every recorded run as one row, best test accuracy first; nested entries become columns like ``metrics.macro_f1``."""
+    """Every recorded run as one row, best test accuracy first, with columns named like ``metrics.macro_f1``."""
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     runs = [run for run in runs if run["profile"] in profiles]
     if not runs:

@@ -1,128 +1,31 @@
-"""From raw grey images to logits: preprocessing, backbone, head, pretrained weights, checkpoints.
+"""From raw grey images to logits: pretrained weights, backbone, head, summary, checkpoints.
 
-Every model takes what the dataset holds (``uint8 [B, 28, 28]``), because its first module, :class:`Preprocess`,
-does the resizing and normalising. Explained in ``notebooks/02_preprocessing.ipynb`` (preprocessing) and
-``notebooks/03_vgg16_transfer_learning.ipynb`` (models).
+Every model takes what the dataset holds (``uint8 [B, 28, 28]``), because its first module is
+:class:`~fmnist_utils.preprocess.Preprocess`. Explained in ``notebooks/03_vgg16_transfer_learning.ipynb``.
 """
 
 import difflib
 import hashlib
 import json
-import os
 from collections import OrderedDict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from fmnist_utils import ROOT
-
-#: Per-channel mean and standard deviation of ImageNet on a 0-1 scale, the usual choice for torchvision's weights.
-IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-#: What the original VGG16 was trained with: 0-255 values minus the mean (Simonyan & Zisserman, 2015).
-VGG_ORIGINAL_STATS = ((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255))
-#: Mean and standard deviation of the Fashion-MNIST training pixels (measured in notebook 01), for one grey channel.
-FASHION_MNIST_STATS = ((0.2860,), (0.3530,))
+from fmnist_utils.data import replacing
+from fmnist_utils.preprocess import FASHION_MNIST_STATS, IMAGENET_STATS, VGG_ORIGINAL_STATS, Augment, Preprocess
 
 #: Where each block of torchvision's ``vgg16().features`` ends (with a pooling layer).
 VGG16_BLOCKS = {"block1": 5, "block2": 10, "block3": 17, "block4": 24, "block5": 31}
 #: Head presets: (side of the pooled feature map, widths of the hidden layers, batch normalisation of the features).
 HEADS = {"classic": (7, (1024, 512), False), "pooled": (4, (256,), True), "linear": (1, (), True)}
-
-
-# ------------------------------------------------------------------------------------------------ preprocessing
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Random changes of a training image, drawn independently per image.
-
-    ``flip`` and ``erasing`` are probabilities, ``rotation`` is in degrees (drawn from ±rotation), ``zoom`` and
-    ``shift`` are fractions (scale from 1 ± zoom; shift from ± that part of the side).
-    """
-
-    flip: float = 0.0
-    rotation: float = 0.0
-    zoom: float = 0.0
-    shift: float = 0.0
-    erasing: float = 0.0
-
-
-class Preprocess(nn.Module):
-    """``uint8 [B, 28, 28]`` -> resized, normalised ``float32 [B, C, S, S]`` on the device of the input.
-
-    C is the number of entries of ``mean`` (3 repeats the grey channel to RGB). Without augmentation it agrees with
-    torchvision's PIL pipeline (Resize, Grayscale(3), ToTensor, Normalize) within one grey level, because PIL rounds
-    resized pixels to whole levels. ``augment`` works in training mode only; flip, rotation, zoom, shift and resize are
-    one affine grid and so one bilinear resampling (Jaderberg et al., 2015, arXiv:1506.02025); erasing follows Zhong et
-    al. (2017, arXiv:1708.04896) with black, the data's background. Random numbers come from torch's CPU generator, so
-    a seed gives the same images on every device. Explained in notebooks/02_preprocessing.ipynb.
-
-    Raises ``ValueError`` for anything but ``uint8 [B, H, W]``.
-    """
-
-    def __init__(self, image_size: int, stats=IMAGENET_STATS, augment: Augment | None = None) -> None:
-        super().__init__()
-        self.image_size, self.augment = image_size, augment
-        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in stats)
-        self.register_buffer("scale", 1 / (255 * std), persistent=False)
-        self.register_buffer("offset", -mean / std, persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if images.dtype != torch.uint8 or images.ndim != 3:
-            raise ValueError(
-                f"Preprocess takes uint8 images [B, H, W], got {images.dtype} {list(images.shape)}. Pass the dataset's "
-                "images as they are, and images[None] for a single one."
-            )
-        grey = images[:, None].float()
-        if self.training and self.augment is not None:
-            grey = self._resample(grey, self.augment)
-        else:
-            size = (self.image_size, self.image_size)
-            grey = F.interpolate(grey, size, mode="bilinear", antialias=self.image_size < images.shape[-1])
-        # One multiply-add broadcasts the grey channel to RGB and normalises it.
-        return torch.addcmul(self.offset, grey, self.scale)
-
-    def _resample(self, grey: Tensor, augment: Augment) -> Tensor:
-        count, size = len(grey), self.image_size
-
-        def uniform(limit: float) -> Tensor:
-            return (torch.rand(count) * 2 - 1) * limit
-
-        angle = torch.deg2rad(uniform(augment.rotation))
-        zoom = 1 / (1 + uniform(augment.zoom))
-        mirror = 1 - 2 * (torch.rand(count) < augment.flip).float()
-        # Rows map output to input coordinates in [-1, 1], hence the inverse zoom; the mirror acts on the output's x.
-        matrix = torch.stack(
-            [
-                torch.stack([angle.cos() * zoom * mirror, -angle.sin() * zoom, uniform(2 * augment.shift)], 1),
-                torch.stack([angle.sin() * zoom * mirror, angle.cos() * zoom, uniform(2 * augment.shift)], 1),
-            ],
-            1,
-        ).to(grey.device)
-        grid = F.affine_grid(matrix, (count, 1, size, size), align_corners=False)
-        # Border padding reproduces F.interpolate for the identity; what lies outside the image becomes black.
-        inside = (grid.abs() <= 1).all(-1)[:, None]
-        grey = F.grid_sample(grey, grid, padding_mode="border", align_corners=False) * inside
-        return self._erase(grey, augment.erasing) if augment.erasing else grey
-
-    @staticmethod
-    def _erase(grey: Tensor, probability: float) -> Tensor:
-        count, size = len(grey), grey.shape[-1]
-        area, ratio = 0.02 + 0.18 * torch.rand(count), torch.exp((torch.rand(count) * 2 - 1) * 1.2)
-        sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1)
-        corner = torch.rand(count, 2) * (1 - sides)
-        hit = torch.rand(count, 1) < probability
-        start, stop = (torch.where(hit, v, -1.0).to(grey.device)[..., None] for v in (corner, corner + sides))
-        position = (torch.arange(size, device=grey.device) + 0.5) / size
-        covered = (position >= start) & (position < stop)  # [B, 2, S]: rows, columns
-        return grey.masked_fill((covered[:, 0, :, None] & covered[:, 1, None, :])[:, None], 0.0)
 
 
 # ------------------------------------------------------------------------------------------- pretrained weights
@@ -204,7 +107,9 @@ class Classifier(_FrozenNormMixin):
     ``"none"``. Explained in notebooks/03_vgg16_transfer_learning.ipynb.
     """
 
-    def __init__(self, preprocess: Preprocess, backbone: nn.Sequential, head: nn.Sequential, config: dict, weights: str):
+    def __init__(
+        self, preprocess: Preprocess, backbone: nn.Sequential, head: nn.Sequential, config: dict, weights: str
+    ):
         super().__init__()
         self.preprocess, self.backbone, self.head = preprocess, backbone, head
         self.config, self.weights = config, weights
@@ -223,11 +128,12 @@ class Classifier(_FrozenNormMixin):
         while fixed < len(layers) and not _changes_in_training(layers[fixed]):
             fixed += 1
         last_frozen = max((i for i in range(1, fixed) if any(True for _ in layers[i].parameters())), default=0)
-        sizes = {}
+        side = self.preprocess.image_size
+        x = self.preprocess.offset.expand(1, -1, side, side)  # as preprocessing an image would make, undisturbed
+        sizes = {0: x.numel()}
         with torch.no_grad():
-            x = torch.zeros(1, 28, 28, dtype=torch.uint8, device=self.preprocess.scale.device)
-            for i, layer in enumerate(layers[:fixed]):
-                x = layer(x)
+            for i in range(1, fixed):
+                x = layers[i](x)
                 sizes[i] = x.numel()
         border = min(range(last_frozen, fixed), key=lambda i: (sizes[i], -i)) + 1
         return Layers(*layers[:border]), Layers(*layers[border:])
@@ -242,8 +148,7 @@ def _leaves(module: nn.Module) -> list[nn.Module]:
 
 def _changes_in_training(layer: nn.Module) -> bool:
     return any(p.requires_grad for p in layer.parameters()) or any(
-        isinstance(m, _DropoutNd) or (isinstance(m, _BatchNorm) and not m.affine)
-        for m in layer.modules()
+        isinstance(m, _DropoutNd) or (isinstance(m, _BatchNorm) and not m.affine) for m in layer.modules()
     )
 
 
@@ -408,7 +313,7 @@ def summary(model: Classifier) -> pd.DataFrame:
 
 
 def save_model(model: Classifier, path: str | Path, **card) -> Path:
-    """Write ``<path>.safetensors`` (what training changed) and ``<path>.json`` (how to rebuild the rest, plus ``card``).
+    """Write ``<path>.safetensors`` (what training changed) and ``<path>.json`` (how to rebuild the rest, and ``card``).
 
     Pretrained weights that stayed frozen are not stored but named by hash, so a head takes a few hundred KB. Explained
     in notebooks/03_vgg16_transfer_learning.ipynb.
@@ -416,13 +321,11 @@ def save_model(model: Classifier, path: str | Path, **card) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     file, text = path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
-    temporary = file.with_name(file.name + ".part")
-    save_file(changed_state(model), temporary)
-    card = {**card, "model": model.config, "weights": model.weights, "sha256": file_sha256(temporary)}
-    os.replace(temporary, file)
-    temporary = text.with_name(text.name + ".part")
-    temporary.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, text)
+    # Both are complete before either replaces an earlier file, because they only load together.
+    with replacing(file) as temporary, replacing(text) as temporary_text:
+        save_file(changed_state(model), temporary)
+        card = {**card, "model": model.config, "weights": model.weights, "sha256": file_sha256(temporary)}
+        temporary_text.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return file
 
 
@@ -434,7 +337,10 @@ def load_model(path: str | Path) -> Classifier:
     """
     path = Path(path)
     file, text = path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
-    card = json.loads(text.read_text(encoding="utf-8"))
+    try:
+        card = json.loads(text.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{text} is damaged ({error}): copy it and {file.name} again.") from error
     if (digest := file_sha256(file)) != card["sha256"]:
         raise ValueError(f"{file} does not belong to {text.name} (SHA-256 {digest[:12]}…): copy both files again.")
     model = build_model(**card["model"])

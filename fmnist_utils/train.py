@@ -5,7 +5,6 @@ Written out once and explained in ``notebooks/03_vgg16_transfer_learning.ipynb``
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRSchedul
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from fmnist_utils.cache import CachedFeatures, prefix_key
-from fmnist_utils.data import make_loader
+from fmnist_utils.cache import CachedFeatures, as_input, prefix_key
+from fmnist_utils.data import make_loader, replacing
 from fmnist_utils.models import Classifier, _check_name, changed_state, save_model
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -63,21 +62,26 @@ def fit(
     Raises ``ValueError`` for unknown names, features of another model, or a checkpoint of other settings, and
     ``FloatingPointError`` when the loss is no longer a number. Explained in notebooks/03_vgg16_transfer_learning.ipynb.
     """
-    from accelerate import Accelerator
+    settings = {k: v for k, v in locals().items() if k not in ("model", "train", "val", "progress")}
 
-    settings = {k: v for k, v in locals().items() if k not in ("model", "train", "val", "progress", "Accelerator")}
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
     part = _trainable_part(model, train, val)
+    AcceleratorState._reset_state()  # or the precision of a process's first training would bind all later ones
     accelerator = Accelerator(mixed_precision=_precision(mixed_precision))
     loader = make_loader(train, batch_size, shuffle=True, seed=seed)
     generator = loader.generator
     steps = epochs * len(loader)
     opt = make_optimizer(part, optimizer, lr, weight_decay)
     scheduler = make_schedule(opt, schedule, lr, steps, len(loader), decay)
-    part, opt, loader, val_loader = accelerator.prepare(part, opt, loader, make_loader(val, 2 * batch_size))
+    val_loader = make_loader(val.view(0) if isinstance(val, CachedFeatures) else val, 2 * batch_size)
+    part, opt, loader, val_loader = accelerator.prepare(part, opt, loader, val_loader)
     loss_function = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
     progress_file = Path(f"{checkpoint}.resume.pt") if checkpoint else None
-    rows, best = _resume(progress_file, settings, model, opt, scheduler)
+    run = json.dumps([settings, model.config, model.weights, len(train), len(val)], default=str)
+    rows, best = _resume(progress_file, run, model, opt, scheduler)
     bar = tqdm(total=epochs, initial=len(rows), unit="epoch", disable=not progress, leave=False)
     for epoch in range(len(rows), epochs):
         if _is_over(rows, patience):
@@ -88,7 +92,9 @@ def fit(
         began = time.perf_counter()
         train_loss, train_accuracy = train_one_epoch(part, loader, opt, scheduler, loss_function, accelerator)
         if not math.isfinite(train_loss):
-            raise FloatingPointError(f"The loss is {train_loss} in epoch {epoch + 1}: lower lr (now {lr}) and start again.")
+            raise FloatingPointError(
+                f"The loss is {train_loss} in epoch {epoch + 1}: lower lr (now {lr}) and start again."
+            )
         val_loss, val_accuracy = evaluate(part, val_loader)
         rows.append(
             {
@@ -104,7 +110,7 @@ def fit(
         if val_accuracy >= max(row["val_accuracy"] for row in rows):
             best = {k: v.clone() for k, v in changed_state(model).items()}
         if progress_file:
-            _save_progress(progress_file, settings, model, opt, scheduler, rows, best)
+            _save_progress(progress_file, run, model, opt, scheduler, rows, best)
         bar.set_postfix_str(f"validation accuracy {val_accuracy:.1%}")
         bar.update()
     bar.close()
@@ -122,7 +128,7 @@ def train_one_epoch(model, loader, optimizer, scheduler, loss_function, accelera
     model.train()
     loss_sum, correct, count = 0.0, 0, 0
     for inputs, labels in loader:
-        logits = model(_as_input(inputs))
+        logits = model(as_input(inputs))
         loss = loss_function(logits, labels)
         optimizer.zero_grad()
         accelerator.backward(loss)
@@ -141,15 +147,11 @@ def evaluate(model: nn.Module, loader) -> tuple[float, float]:
     model.eval()
     loss_sum, correct, count = 0.0, 0, 0
     for inputs, labels in loader:
-        logits = model(_as_input(inputs)).float()
+        logits = model(as_input(inputs)).float()
         loss_sum += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
         count += len(labels)
     return float(loss_sum) / count, float(correct) / count
-
-
-def _as_input(inputs: torch.Tensor) -> torch.Tensor:
-    return inputs.float() if inputs.is_floating_point() else inputs
 
 
 def _trainable_part(model: Classifier, train: Dataset, val: Dataset) -> nn.Module:
@@ -206,27 +208,28 @@ def _is_over(rows: list[dict], patience: int | None) -> bool:
     return len(rows) - 1 - accuracies.index(max(accuracies)) >= patience
 
 
-def _save_progress(path: Path, settings, model, optimizer, scheduler, rows, best) -> None:
+def _save_progress(path: Path, run: str, model, optimizer, scheduler, rows, best) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
     state = {
-        "settings": json.dumps(settings, default=str),
+        "run": run,
         "model": changed_state(model),
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
         "rows": rows,
         "best": best,
     }
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
-def _resume(path: Path | None, settings, model, optimizer, scheduler) -> tuple[list[dict], dict]:
+def _resume(path: Path | None, run: str, model, optimizer, scheduler) -> tuple[list[dict], dict]:
     if path is None or not path.is_file():
         return [], {}
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["settings"] != json.dumps(settings, default=str):
-        raise ValueError(f"{path} belongs to a run with other settings: delete it to start anew, or use its settings.")
+    if state.get("run") != run:
+        raise ValueError(
+            f"{path} belongs to a run with other settings, data or another model: delete it to start anew, or use those."
+        )
     model.load_state_dict(state["model"], strict=False)
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])

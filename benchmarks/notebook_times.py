@@ -1,0 +1,72 @@
+"""Execute the notebooks in order, in place, and record how long each takes and the memory it needs.
+
+``python benchmarks/notebook_times.py`` is also how the saved outputs were made. It writes
+``results/benchmarks/notebook_times-<profile>.json``.
+"""
+
+import datetime
+import json
+import sys
+import time
+
+import nbformat
+import psutil
+from nbclient import NotebookClient
+
+from fmnist_utils import ROOT, profile
+from fmnist_utils.evaluate import _write, hardware, versions
+
+
+class MeasuredClient(NotebookClient):
+    """A notebook client that asks, after every cell, how much memory the kernel has needed at most."""
+
+    peak_mb = 0.0
+
+    async def async_execute_cell(self, *args, **kwargs):
+        cell = await super().async_execute_cell(*args, **kwargs)
+        process = psutil.Process(self.km.provisioner.process.pid)
+        status = ROOT.__class__("/proc") / str(process.pid) / "status"
+        if status.is_file():
+            line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+            self.peak_mb = int(line.split()[1]) * 1024 / 1e6
+        else:
+            self.peak_mb = max(self.peak_mb, process.memory_info().rss / 1e6)
+        return cell
+
+
+def execute(path) -> dict[str, float]:
+    """Run one notebook in its own folder, save it with outputs, return its ``seconds`` and ``peak_memory_mb``."""
+    notebook = nbformat.read(path, as_version=4)
+    client = MeasuredClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": path.parent}},
+    )
+    began = time.perf_counter()
+    client.execute()
+    seconds = time.perf_counter() - began
+    notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
+    _write(path, nbformat.writes(notebook) + "\n")
+    return {"seconds": round(seconds, 1), "peak_memory_mb": round(client.peak_mb)}
+
+
+def main() -> None:
+    folder = ROOT / "notebooks"
+    wanted = sys.argv[1:]
+    paths = [p for p in sorted(folder.glob("*.ipynb")) + sorted(folder.glob("solutions/*.ipynb"))
+             if not wanted or any(p.name.startswith(w) for w in wanted)]  # fmt: skip
+    output = ROOT / "results" / "benchmarks" / f"notebook_times-{profile()}.json"
+    times = json.loads(output.read_text())["notebooks"] if output.is_file() else {}
+    for path in paths:
+        times[path.stem] = execute(path)
+        print(path.stem, times[path.stem], flush=True)
+        record = {"name": "notebook_times", "profile": profile(), "notebooks": dict(sorted(times.items()))}
+        record |= {"hardware": hardware(), "versions": versions(), "date": datetime.date.today().isoformat()}
+        _write(output, json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,560 @@
+"""`fmnist_utils.models` against torchvision, PIL and formulas worked out by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+from torchvision import transforms
+from torchvision.models import vgg16
+
+from fmnist_utils import ROOT, models
+from fmnist_utils.models import (
+    FASHION_MNIST_STATS,
+    IMAGENET_STATS,
+    VGG_ORIGINAL_STATS,
+    Augment,
+    Preprocess,
+    WeightsUnavailable,
+    build_model,
+    load_model,
+    save_model,
+    summary,
+)
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+UNIT_STATS = ((0.0,), (1.0,))  # leaves pixels on a 0-1 scale
+SHIPPED = ROOT / "data" / "weights" / "vgg16_imagenet_features.safetensors"
+
+# VGG16 as Simonyan & Zisserman (2015) print it, table 1, column D: (input, output) channels of each convolution.
+VGG16_CONVOLUTIONS = {
+    "block1": [(3, 64), (64, 64)],
+    "block2": [(64, 128), (128, 128)],
+    "block3": [(128, 256), (256, 256), (256, 256)],
+    "block4": [(256, 512), (512, 512), (512, 512)],
+    "block5": [(512, 512), (512, 512), (512, 512)],
+}
+# Where torchvision's `vgg16().features` has its pooling layers.
+POOLING = {"block1": 4, "block2": 9, "block3": 16, "block4": 23, "block5": 30}
+
+
+@pytest.fixture(scope="module")
+def images(tiny) -> torch.Tensor:
+    return tiny.images[:16]
+
+
+@pytest.fixture(scope="module")
+def torchvision_features() -> nn.Sequential:
+    features = vgg16(weights=None, init_weights=False).features
+    state = {name.removeprefix("features."): tensor.float() for name, tensor in load_file(SHIPPED).items()}
+    features.load_state_dict(state)
+    return features.eval()
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A project folder and a torch cache, both empty, and a download address that leads nowhere."""
+    monkeypatch.setattr(models, "ROOT", tmp_path / "project")
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setattr(models, "_VGG16_URL", (tmp_path / "nowhere" / "vgg16-88682ab5.pth").as_uri())
+    (tmp_path / "project" / "data" / "weights").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    return tmp_path
+
+
+def drawn(value: float):
+    """Stands in for torch.rand: 1 draws every random change at its upper limit, 0 at its lower one."""
+    return lambda *size: torch.full(size, value)
+
+
+# ------------------------------------------------------------------------------------------------ preprocessing
+
+
+@pytest.mark.parametrize("stats", [IMAGENET_STATS, VGG_ORIGINAL_STATS], ids=["imagenet", "vgg-original"])
+@pytest.mark.parametrize("size", [20, 28, 56, 112, 224])
+def test_preprocess_is_the_pil_pipeline_within_one_grey_level(images, size, stats):
+    pipeline = transforms.Compose(
+        [
+            transforms.Resize((size, size), transforms.InterpolationMode.BILINEAR),
+            transforms.Grayscale(3),
+            transforms.ToTensor(),
+            transforms.Normalize(*stats),
+        ]
+    )
+    expected = torch.stack([pipeline(Image.fromarray(image.numpy())) for image in images])
+    found = Preprocess(size, stats)(images)
+    assert found.dtype == torch.float32 and found.shape == (len(images), 3, size, size)
+    # PIL rounds to whole grey levels, and one level is 1/255 before the division by the standard deviation.
+    level = torch.tensor(stats[1]).view(3, 1, 1) ** -1 / 255
+    assert ((found - expected).abs() <= 1.001 * level).all()
+
+
+def test_preprocess_keeps_one_channel_where_the_statistics_have_one(images):
+    expected = (images[:, None].double() / 255 - 0.2860) / 0.3530
+    found = Preprocess(28, FASHION_MNIST_STATS)(images)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [torch.zeros(2, 28, 28), torch.zeros(28, 28, dtype=torch.uint8), torch.zeros(2, 1, 28, 28, dtype=torch.uint8)],
+    ids=["float", "a single image", "with a channel axis"],
+)
+def test_preprocess_refuses_other_types_and_shapes(wrong):
+    with pytest.raises(ValueError, match="uint8 images"):
+        Preprocess(28)(wrong)
+
+
+# -------------------------------------------------------------------------------------------------- augmentation
+
+
+@pytest.mark.parametrize("size", [28, 56])
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_flip_is_all_or_nothing_at_the_ends_of_its_range(images, size, flip):
+    plain = Preprocess(size, UNIT_STATS)(images)
+    augmented = Preprocess(size, UNIT_STATS, Augment(flip=flip)).train()(images)
+    torch.testing.assert_close(augmented, TF.hflip(plain) if flip else plain, atol=1e-4, rtol=0)
+
+
+# What torchvision's `affine` needs to do the same; shifts in pixels, at 28 px. Each leaves whole pixels on whole pixels
+# or enlarges, so the ways in which the two treat the border do not matter.
+@pytest.mark.parametrize(
+    ("augment", "draw", "affine"),
+    [
+        (Augment(rotation=90), 1.0, {"angle": -90}),
+        (Augment(rotation=90), 0.0, {"angle": 90}),
+        (Augment(rotation=180), 1.0, {"angle": 180}),
+        (Augment(shift=0.25), 1.0, {"translate": [-7, -7]}),
+        (Augment(shift=0.25), 0.0, {"translate": [7, 7]}),
+        (Augment(zoom=1.0), 1.0, {"scale": 2.0}),
+        (Augment(zoom=0.3), 1.0, {"scale": 1.3}),
+    ],
+    ids=str,
+)
+def test_geometric_changes_are_torchvisions_affine(images, monkeypatch, augment, draw, affine):
+    neutral = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0]}
+    bilinear = transforms.InterpolationMode.BILINEAR
+    expected = TF.affine(images[:, None] / 255, **neutral | affine, interpolation=bilinear)
+    monkeypatch.setattr(torch, "rand", drawn(draw))
+    found = Preprocess(28, UNIT_STATS, augment).train()(images)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_zooming_out_makes_the_image_smaller_on_black(monkeypatch):
+    white = torch.full((1, 28, 28), 255, dtype=torch.uint8)
+    monkeypatch.setattr(torch, "rand", drawn(0.0))
+    found = Preprocess(28, UNIT_STATS, Augment(zoom=0.5)).train()(white)
+    expected = torch.zeros(1, 1, 28, 28)
+    expected[..., 7:21, 7:21] = 1.0
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [Augment(flip=0.5), Augment(rotation=20), Augment(zoom=0.2), Augment(shift=0.1), Augment(erasing=0.5)],
+    ids=str,
+)
+def test_changes_follow_the_seed_and_differ_within_a_batch(images, augment):
+    preprocess = Preprocess(32, UNIT_STATS, augment).train()
+    copies = images[:1].expand(8, 28, 28)
+
+    def draw(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return preprocess(copies)
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+    assert len(draw(1).unique(dim=0)) > 1
+
+
+def test_changes_are_off_in_eval_mode(images):
+    everything = Augment(flip=1.0, rotation=30, zoom=0.3, shift=0.2, erasing=1.0)
+    assert torch.equal(Preprocess(32, augment=everything).eval()(images), Preprocess(32)(images))
+
+
+def test_erasing_blackens_one_rectangle_of_2_to_20_percent():
+    size = 112
+    torch.manual_seed(0)
+    white = torch.full((64, 28, 28), 255, dtype=torch.uint8)
+    erased = Preprocess(size, UNIT_STATS, Augment(erasing=1.0)).train()(white)[:, 0] == 0
+    for mask in erased:
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert box.all() and box.sum() == mask.sum()
+        # Rounding moves each side by less than a pixel, which at 112 px makes 0.0171 of 0.02 and 0.210 of 0.20.
+        assert 0.017 < mask.float().mean() < 0.21
+    assert erased.float().mean(dim=(1, 2)).std() > 0.02  # of many sizes
+
+
+@pytest.mark.parametrize(("probability", "fewest", "most"), [(0.0, 0, 0), (0.5, 70, 130), (1.0, 200, 200)])
+def test_erasing_hits_the_stated_part_of_the_images(probability, fewest, most):
+    torch.manual_seed(0)
+    white = torch.full((200, 28, 28), 255, dtype=torch.uint8)
+    found = Preprocess(28, UNIT_STATS, Augment(erasing=probability)).train()(white)
+    # 70 to 130 of 200 is four standard deviations on either side of the half.
+    assert fewest <= (found == 0).flatten(1).any(1).sum() <= most
+
+
+# ------------------------------------------------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize("block", POOLING)
+def test_vgg16_computes_torchvisions_features(images, torchvision_features, block):
+    size, batch = 32, images[:4]
+    resized = TF.resize(batch[:, None] / 255, [size, size], antialias=True).expand(-1, 3, -1, -1)
+    inputs = TF.normalize(resized, *VGG_ORIGINAL_STATS)
+    model = build_model("vgg16", cut_after=block, image_size=size, head="linear")
+    with torch.no_grad():
+        expected = torchvision_features[: POOLING[block] + 1](inputs)
+        found = model.backbone(model.preprocess(batch))
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
+
+
+def test_classic_model_maps_raw_images_to_ten_logits_with_the_expected_head(images):
+    model = build_model("vgg16", weights=None, image_size=32)
+    head = sum(p.numel() for p in model.head.parameters())
+    assert head == (25_088 * 1_024 + 1_024) + (1_024 * 512 + 512) + (512 * 10 + 10)
+    with torch.no_grad():
+        logits = model(images[:2])
+    assert logits.shape == (2, 10) and logits.dtype == torch.float32 and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("head", models.HEADS)
+def test_every_head_preset_starts_near_the_loss_of_guessing_on_scaled_features(tiny, head):
+    model = build_model("small_cnn", weights=None, head=head)
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(model(tiny.images), tiny.labels)
+    assert abs(float(loss) - math.log(10)) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("trainable", "expected"),
+    [
+        ("head", set()),
+        ("all", {"block1.0", "block1.2", "block2.5", "block2.7"}),
+        (0, set()),
+        (2, set()),  # from the output: pooling, ReLU
+        (3, {"block2.7"}),
+        (5, {"block2.5", "block2.7"}),
+        (6, {"block2.5", "block2.7"}),
+        (8, {"block1.2", "block2.5", "block2.7"}),
+    ],
+)
+def test_freezing_leaves_exactly_the_chosen_layers_trainable(small_vgg, trainable, expected):
+    model = small_vgg(cut_after="block2", trainable=trainable)
+    found = {name.rpartition(".")[0] for name, p in model.backbone.named_parameters() if p.requires_grad}
+    assert found == expected
+    assert all(p.requires_grad for p in model.head.parameters())
+
+
+def test_pretrained_layers_are_frozen_by_default_and_random_ones_trained(small_vgg):
+    assert not any(p.requires_grad for p in small_vgg().backbone.parameters())
+    assert all(p.requires_grad for p in small_vgg(weights=None).backbone.parameters())
+
+
+@pytest.mark.parametrize("part", ["whole", "rest"])
+def test_frozen_batch_norm_keeps_its_statistics_in_training_mode(images, part):
+    model = build_model("small_cnn", weights=None)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    frozen, free = norms[3], [*norms[:3], *norms[4:]]
+    frozen.requires_grad_(False)
+    before = [norm.running_mean.clone() for norm in norms]
+    trained = model if part == "whole" else model.split()[1]
+    trained.train()
+    trained(images if part == "whole" else model.preprocess(images))
+    assert not frozen.training and torch.equal(frozen.running_mean, before[3])
+    assert all(norm.training and not torch.equal(norm.running_mean, b) for norm, b in zip(free, before[:3], strict=False))
+    trained.eval()
+    assert not any(module.training for module in trained.modules())
+
+
+SPLITS = {
+    "vgg16, head": {"name": "vgg16", "head": (2, (16,), True), "cut_after": "block2"},
+    "vgg16, dropout first": {"name": "vgg16", "head": (1, (), False), "cut_after": "block1"},
+    "vgg16, last 3 layers": {"name": "vgg16", "head": (2, (16,), True), "cut_after": "block2", "trainable": 3},
+    "vgg16, wide pooling": {"name": "vgg16", "head": (7, (16,), False), "cut_after": "block1"},
+    "small CNN, frozen": {"name": "small_cnn", "weights": None, "trainable": "head"},
+    "small CNN, last block": {"name": "small_cnn", "weights": None, "trainable": 7},
+    "small CNN, all": {"name": "small_cnn", "weights": None},
+}
+
+
+@pytest.mark.parametrize("settings", SPLITS.values(), ids=SPLITS)
+def test_split_cuts_after_the_frozen_layers_where_least_has_to_be_stored(images, settings):
+    model = build_model(**settings, image_size=32)
+    prefix, rest = model.split()
+    with torch.no_grad():
+        torch.testing.assert_close(rest(prefix(images)), model(images), rtol=1e-5, atol=1e-5)
+    assert isinstance(prefix[0], Preprocess)
+    assert not any(p.requires_grad for p in prefix.parameters())
+    assert not any(isinstance(module, nn.Dropout) for module in prefix.modules())
+    assert {id(p) for part in (prefix, rest) for p in part.parameters()} == {id(p) for p in model.parameters()}
+
+    # Every border that leaves the same frozen parameters behind it, and nothing random or trainable before it.
+    activation, sizes = prefix(images[:1]), []
+    frozen = len(list(prefix.parameters()))
+    layers = [*prefix, *rest]
+    for index, layer in enumerate(layers):
+        if any(p.requires_grad for p in layer.parameters()) or isinstance(layer, nn.Dropout):
+            break
+        with torch.no_grad():
+            stage = nn.Sequential(*layers[: index + 1])
+            if len(list(stage.parameters())) >= frozen:
+                sizes.append(stage(images[:1]).numel())
+    assert activation.numel() == min(sizes)
+
+
+def test_split_leaves_no_frozen_layer_of_the_backbone_to_be_computed_again(small_vgg):
+    prefix, rest = small_vgg(cut_after="block2", trainable=3).split()
+    assert sum(isinstance(layer, nn.Conv2d) for layer in prefix) == 3
+    assert sum(isinstance(layer, nn.Conv2d) for layer in rest) == 1
+
+
+def test_the_seed_alone_decides_the_initial_weights(small_vgg):
+    def head(seed: int, disturbance: int) -> torch.Tensor:
+        torch.manual_seed(disturbance)
+        return torch.cat([p.detach().flatten() for p in small_vgg(seed=seed).head.parameters()])
+
+    assert torch.equal(head(3, 1), head(3, 2))
+    assert not torch.equal(head(3, 1), head(4, 1))
+
+
+@pytest.mark.parametrize("name", ["vgg16", "small_cnn"])
+def test_building_a_model_leaves_the_global_generator_alone(name):
+    before = torch.get_rng_state()
+    build_model(name, weights=None, head=(1, (8,), False), cut_after="block1")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        ({"name": "vgg61"}, "vgg16"),
+        ({"name": "smallcnn"}, "small_cnn"),
+        ({"name": "vgg16", "weights": "imagnet"}, "imagenet"),
+        ({"name": "vgg16", "head": "clasic"}, "classic"),
+        ({"name": "vgg16", "cut_after": "blok3"}, "block3"),
+        ({"name": "vgg16", "trainable": "haed"}, "head"),
+    ],
+    ids=str,
+)
+def test_unknown_names_are_refused_with_the_nearest_known_one(arguments, nearest):
+    with pytest.raises(ValueError, match=f"Did you mean '{nearest}'"):
+        build_model(**arguments)
+
+
+@pytest.mark.parametrize("trainable", [-1, 11])
+def test_more_layers_than_there_are_cannot_be_trained(small_vgg, trainable):
+    with pytest.raises(ValueError, match="the backbone has 10 layers"):
+        small_vgg(cut_after="block2", trainable=trainable)
+
+
+# ------------------------------------------------------------------------------------------------------ weights
+
+
+def test_missing_weights_are_an_error_that_says_where_to_get_them(elsewhere):
+    with pytest.raises(WeightsUnavailable) as caught:
+        build_model("vgg16")
+    message = str(caught.value)
+    assert models._VGG16_URL in message
+    assert str(elsewhere / "hub" / "checkpoints" / "vgg16-88682ab5.pth") in message
+    assert "data/weights/" in message and "weights=None" in message
+
+
+def test_damaged_shipped_weights_are_named_and_never_loaded(elsewhere):
+    damaged = elsewhere / "project" / "data" / "weights" / SHIPPED.name
+    content = bytearray(SHIPPED.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(WeightsUnavailable) as caught:
+        build_model("vgg16")
+    assert f"{damaged} is damaged" in str(caught.value)
+
+
+def test_damaged_weights_in_torchs_cache_are_named_and_never_loaded(elsewhere, torchvision_features):
+    cached = elsewhere / "hub" / "checkpoints" / "vgg16-88682ab5.pth"
+    torch.save({f"features.{k}": v for k, v in torchvision_features[:5].state_dict().items()}, cached)
+    with pytest.raises(WeightsUnavailable) as caught:
+        build_model("vgg16")
+    assert f"{cached} is damaged" in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["torch's cache", "the download"])
+def test_weights_come_from_torchs_cache_or_the_download_where_none_are_shipped(elsewhere, monkeypatch, where):
+    source = elsewhere / "weights.pth"
+    filters = vgg16(weights=None, init_weights=False).features.state_dict()
+    torch.save({f"features.{name}": torch.full_like(tensor, 0.5) for name, tensor in filters.items()}, source)
+    digest = models.file_sha256(source)
+    if where == "the download":
+        # torch.hub checks the file against the digits in its name.
+        source = source.rename(source.with_name(f"vgg16-{digest[:8]}.pth"))
+        monkeypatch.setattr(models, "_VGG16_URL", source.as_uri())
+    else:
+        source.rename(elsewhere / "hub" / "checkpoints" / "vgg16-88682ab5.pth")
+    # No other file can have the published digest, so this one is given its first digits.
+    monkeypatch.setattr(models, "file_sha256", lambda path: "88682ab5" + digest[8:])
+    model = build_model("vgg16", cut_after="block1", head="linear")
+    assert model.weights == f"imagenet:88682ab5{digest[8:12]}"
+    assert all((p == 0.5).all() for p in model.backbone.parameters())
+
+
+def test_random_weights_are_a_choice_that_the_model_remembers(elsewhere):
+    model = build_model("vgg16", weights=None, cut_after="block1", head="linear")
+    assert model.weights == "none"
+    assert model.backbone[0][0].weight.std() > 0
+
+
+def test_loaded_weights_are_named_by_the_files_hash(small_vgg):
+    import hashlib
+
+    assert small_vgg().weights == "imagenet:" + hashlib.sha256(SHIPPED.read_bytes()).hexdigest()[:12]
+
+
+def test_small_cnn_has_no_imagenet_weights():
+    with pytest.raises(ValueError, match="weights=None"):
+        build_model("small_cnn", weights="imagenet")
+
+
+# ------------------------------------------------------------------------------------------------------ summary
+
+
+def test_summary_counts_what_the_formula_for_convolutions_says():
+    side = 32
+    table = summary(build_model("vgg16", weights=None, image_size=side, head=(1, (20,), False)))
+    with torch.device("meta"):
+        reference = vgg16(weights=None, init_weights=False).features
+    expected, start = {}, 0
+    for name, convolutions in VGG16_CONVOLUTIONS.items():
+        # 3x3 filters; a multiplication and an addition are two operations.
+        expected[name] = sum(2 * 3 * 3 * inputs * outputs * side * side for inputs, outputs in convolutions)
+        side //= 2
+        stop = POOLING[name] + 1
+        assert table.parameters[name] == sum(p.numel() for p in reference[start:stop].parameters())
+        assert table.output[name] == f"{convolutions[-1][1]}×{side}×{side}"
+        start = stop
+    expected["head"] = 2 * (512 * 20 + 20 * 10)
+    for name, flops in expected.items():
+        assert table.MFLOPs[name] == pytest.approx(flops / 1e6)
+    assert table.MFLOPs["total"] == pytest.approx(sum(expected.values()) / 1e6)
+    assert table.parameters["total"] == 14_714_688 + (512 * 20 + 20) + (20 * 10 + 10)
+
+
+def test_summary_tells_trainable_parameters_and_keeps_the_mode(small_vgg):
+    model = small_vgg(head=(1, (), False)).train()
+    table = summary(model)
+    assert model.training
+    assert table.trainable.to_dict() == {"preprocess": 0, "block1": 0, "head": 650, "total": 650}
+
+
+# -------------------------------------------------------------------------------------------------- checkpoints
+
+
+def trained(model: models.Classifier, images: torch.Tensor) -> models.Classifier:
+    """Moves whatever training would move: trainable parameters and running statistics."""
+    torch.manual_seed(1)
+    model.train()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p += 0.01 * torch.randn_like(p)
+        model(images)
+    return model.eval()
+
+
+CHECKPOINTS = {
+    "head only": ({"name": "vgg16", "head": "linear"}, ("head.",)),
+    "last layers too": ({"name": "vgg16", "head": (2, (8,), True), "trainable": 3}, ("head.", "backbone.block2.7.")),
+    "from scratch": ({"name": "vgg16", "weights": None, "head": "linear"}, ("head.", "backbone.")),
+    "from scratch, frozen": (
+        {"name": "vgg16", "weights": None, "head": "linear", "trainable": "head"},
+        ("head.", "backbone."),
+    ),
+    "small CNN": ({"name": "small_cnn", "weights": None}, ("head.", "backbone.")),
+    "with augmentation": ({"name": "vgg16", "head": "linear", "augment": Augment(flip=0.5)}, ("head.",)),
+}
+
+
+@pytest.mark.parametrize(("settings", "stored"), CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_saved_model_returns_with_identical_logits(images, tmp_path, settings, stored):
+    model = trained(build_model(**settings, cut_after="block2", image_size=32), images)
+    file = save_model(model, tmp_path / "deep" / "v1.0")
+    loaded = load_model(tmp_path / "deep" / "v1.0")
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
+    assert not loaded.training
+    assert loaded.weights == model.weights and loaded.preprocess.augment == model.preprocess.augment
+    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert sorted(path.name for path in file.parent.iterdir()) == ["v1.0.json", "v1.0.safetensors"]
+
+    with safe_open(file, "pt") as content:
+        keys = set(content.keys())
+    assert keys == {key for key in model.state_dict() if key.startswith(stored)}
+    if stored == ("head.",):
+        assert file.stat().st_size < 20_000
+
+
+def test_card_keeps_what_the_caller_adds(small_vgg, tmp_path):
+    save_model(small_vgg(), tmp_path / "model", accuracy=0.9, classes=["a", "b"])
+    card = json.loads((tmp_path / "model.json").read_text())
+    assert card["accuracy"] == 0.9 and card["classes"] == ["a", "b"]
+    assert card["weights"].startswith("imagenet:")
+
+
+def damage_tensors(path):
+    file = path.with_suffix(".safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def truncate_card(path):
+    file = path.with_suffix(".json")
+    file.write_text(file.read_text()[:40])
+
+
+def name_other_weights(path):
+    file = path.with_suffix(".json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"weights": "imagenet:0123456789ab"}))
+
+
+def change_architecture(path):
+    card = json.loads(path.with_suffix(".json").read_text())
+    card["model"]["head"] = [2, [16, 16], True]
+    path.with_suffix(".json").write_text(json.dumps(card))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (damage_tensors, ValueError, "model.safetensors does not belong to model.json"),
+        (truncate_card, ValueError, "model.json"),
+        (name_other_weights, ValueError, "imagenet:0123456789ab.*Restore data/weights/"),
+        (change_architecture, ValueError, "does not fit its model"),
+        (lambda path: path.with_suffix(".safetensors").unlink(), FileNotFoundError, "model.safetensors"),
+        (lambda path: path.with_suffix(".json").unlink(), FileNotFoundError, "model.json"),
+    ],
+    ids=["damaged", "card damaged", "other weights", "other layers", "missing", "card missing"],
+)
+def test_checkpoint_that_cannot_be_right_is_refused(small_vgg, tmp_path, spoil, error, message):
+    save_model(small_vgg(), tmp_path / "model")
+    spoil(tmp_path / "model")
+    with pytest.raises(error, match=message):
+        load_model(tmp_path / "model")
+
+
+def test_failed_save_leaves_the_earlier_model_whole(small_vgg, tmp_path, images):
+    model = small_vgg()
+    save_model(model, tmp_path / "model")
+    with pytest.raises(TypeError):
+        save_model(trained(small_vgg(), images), tmp_path / "model", note=object())
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path / "model")(images), model(images))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
