@@ -34,7 +34,7 @@ def small_vgg():
     """Builds VGG16 with ImageNet weights up to block1 at 32 px, frozen, under a small head; any argument can differ."""
 
     def build(**changes) -> models.Classifier:
-        settings = {"cut_after": "block1", "image_size": 32, "head": (2, (16,), True), "dropout": 0.5}
+        settings = {"cut_after": "block1", "image_size": 32, "head": (0, 2, (16,), True), "dropout": 0.5}
         return models.build_model("vgg16", **settings | changes)
 
     return build

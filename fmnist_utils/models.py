@@ -24,8 +24,13 @@ from fmnist_utils.preprocess import FASHION_MNIST_STATS, IMAGENET_STATS, VGG_ORI
 
 #: Where each block of torchvision's ``vgg16().features`` ends (with a pooling layer).
 VGG16_BLOCKS = {"block1": 5, "block2": 10, "block3": 17, "block4": 24, "block5": 31}
-#: Head presets: (side of the pooled feature map, widths of the hidden layers, batch normalisation of the features).
-HEADS = {"classic": (7, (1024, 512), False), "pooled": (4, (256,), True), "linear": (1, (), True)}
+#: Head presets: (filters of a 3×3 convolution or 0, side of the pooled map, hidden widths, normalise the features).
+HEADS = {
+    "classic": (0, 7, (1024, 512), False),
+    "pooled": (0, 4, (256,), True),
+    "linear": (0, 1, (), True),
+    "conv": (192, 3, (256,), True),
+}
 
 
 # ------------------------------------------------------------------------------------------- pretrained weights
@@ -152,12 +157,29 @@ def _changes_in_training(layer: nn.Module) -> bool:
     )
 
 
-def make_head(channels: int, pool: int, hidden: tuple[int, ...], normalise: bool, dropout: float) -> nn.Sequential:
-    """Pool the feature map to ``pool``×``pool``, flatten, then dropout and fully connected layers down to 10 logits."""
-    layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(pool), nn.Flatten()]
-    width = channels * pool * pool
-    if normalise:
-        # Activations of the original VGG16 reach thousands; unscaled, the first loss would be far above ln 10.
+def make_head(
+    channels: int, conv: int, pool: int, hidden: tuple[int, ...], normalise: bool, dropout: float
+) -> nn.Sequential:
+    """From a feature map [B, channels, H, W] to logits [B, 10]; the arguments are those of a row in ``HEADS``.
+
+    An optional convolution with max pooling, average pooling to ``pool``×``pool``, and fully connected layers with ReLU
+    and dropout. ``normalise`` puts a batch normalisation in front: activations of the original VGG16 reach thousands,
+    and unscaled the first loss would be far above ln 10.
+    """
+    layers: list[nn.Module] = []
+    if conv:
+        layers += [nn.BatchNorm2d(channels)] if normalise else []
+        layers += [
+            nn.Conv2d(channels, conv, 3, padding=1, bias=False),
+            nn.BatchNorm2d(conv),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
+    width = (conv or channels) * pool * pool
+    layers += [nn.AdaptiveAvgPool2d(pool), nn.Flatten()]
+    if conv:
+        layers.append(nn.Dropout(dropout))
+    elif normalise:
         layers.append(nn.BatchNorm1d(width))
     for units in hidden:
         layers += [nn.Linear(width, units), nn.ReLU(), nn.Dropout(dropout)]
@@ -205,7 +227,7 @@ def build_model(
     name: str,
     *,
     weights: str | None = "imagenet",
-    head: str | tuple[int, tuple[int, ...], bool] | None = None,
+    head: str | tuple[int, int, tuple[int, ...], bool] | None = None,
     cut_after: str = "block5",
     trainable: str | int | None = None,
     image_size: int | None = None,
@@ -217,7 +239,7 @@ def build_model(
 
     ``name``: ``"vgg16"`` (Simonyan & Zisserman, 2015, arXiv:1409.1556) or ``"small_cnn"`` (three blocks, from scratch).
     ``weights``: ``"imagenet"``, or ``None`` for random ones (a choice, never a fallback).
-    ``head``: a key of ``HEADS`` or (pool side, hidden widths, normalise); default ``classic`` for VGG16 (with pool 7:
+    ``head``: a key of ``HEADS`` or such a row of your own; default ``classic`` for VGG16 (with pool 7:
     25088 -> 1024 -> 512 -> 10) and ``linear`` for the small CNN.
     ``cut_after``: last VGG16 block that is kept, ``"block1"`` … ``"block5"``.
     ``trainable``: ``"head"``, ``"all"``, or the number of backbone layers, counted from its output, to train with the
@@ -256,8 +278,8 @@ def build_model(
             backbone, channels, identity, stats = _small_cnn_backbone(), 128, "none", FASHION_MNIST_STATS
         else:
             raise ValueError("small_cnn has no pretrained weights: pass weights=None to train it from scratch.")
-        pool, hidden, normalise = HEADS[head] if isinstance(head, str) else head
-        top = make_head(channels, pool, tuple(hidden), normalise, dropout)
+        conv, pool, hidden, normalise = HEADS[head] if isinstance(head, str) else head
+        top = make_head(channels, conv, pool, tuple(hidden), normalise, dropout)
     model = Classifier(Preprocess(config["image_size"], stats, augment), backbone, top, config, identity)
     _freeze(model.backbone, trainable)
     return model.eval()

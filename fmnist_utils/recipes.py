@@ -30,8 +30,8 @@ RECIPES = {
     },
     # The best frozen VGG16: each image and its mirror image, in training and in the mean of predictions when testing.
     "vgg16-block3-two-views": {
-        "model": {"name": "vgg16", "cut_after": "block3", "head": "pooled", "image_size": 56, "augment": MIRROR},
-        "fit": {"epochs": 15},
+        "model": {"name": "vgg16", "cut_after": "block3", "head": "conv", "image_size": 56, "augment": MIRROR},
+        "fit": {"epochs": 12, "weight_decay": 0.05},
         "views": 2,
     },
 }

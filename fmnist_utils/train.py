@@ -67,7 +67,7 @@ def fit(
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    part = _trainable_part(model, train, val)
+    part = _trainable_part(model, train, val).to(memory_format=torch.channels_last)
     AcceleratorState._reset_state()  # or the precision of a process's first training would bind all later ones
     accelerator = Accelerator(mixed_precision=_precision(mixed_precision))
     loader = make_loader(train, batch_size, shuffle=True, seed=seed)
@@ -228,7 +228,7 @@ def _resume(path: Path | None, run: str, model, optimizer, scheduler) -> tuple[l
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state.get("run") != run:
         raise ValueError(
-            f"{path} belongs to a run with other settings, data or another model: delete it to start anew, or use those."
+            f"{path} belongs to a run with other settings, data or model: delete it to start anew, or use those."
         )
     model.load_state_dict(state["model"], strict=False)
     optimizer.load_state_dict(state["optimizer"])

@@ -11,7 +11,8 @@ from torchvision.models import vgg16
 from fmnist_utils import ROOT, cache
 from fmnist_utils.cache import CachedFeatures, PrefixPass, cache_features, find_compiler
 from fmnist_utils.data import FashionMNIST
-from fmnist_utils.models import VGG_ORIGINAL_STATS, Augment, build_model
+from fmnist_utils.models import build_model
+from fmnist_utils.preprocess import VGG_ORIGINAL_STATS, Augment
 
 POOL = 2  # the side to which small_vgg's head, and so the frozen part in front of it, pools
 
@@ -106,7 +107,7 @@ def other_weights(model):
 
 
 def test_key_is_the_same_for_the_same_computation(small_vgg, tiny):
-    same_part = {"head": (POOL, (64, 32), True), "dropout": 0.1, "seed": 7}
+    same_part = {"head": (0, POOL, (64, 32), True), "dropout": 0.1, "seed": 7}
     first, second = cached(small_vgg(), tiny), cached(small_vgg(**same_part), tiny)
     assert (first.key, first.prefix_key) == (second.key, second.prefix_key)
 
@@ -267,7 +268,7 @@ def test_progress_bar_leaves_no_widget_in_saved_notebooks():
 
 
 def test_frozen_layers_of_a_model_from_scratch_can_be_cached(tiny):
-    model = build_model("small_cnn", weights=None, trainable="head", head=(4, (16,), False))
+    model = build_model("small_cnn", weights=None, trainable="head", head=(0, 4, (16,), False))
     found = cached(model, tiny)
     with torch.no_grad():
         # 128 channels of 3x3 are less than what pooling to 4x4 makes of them.

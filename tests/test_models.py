@@ -1,4 +1,4 @@
-"""`fmnist_utils.models` against torchvision, PIL and formulas worked out by hand."""
+"""`fmnist_utils.preprocess` and `.models` against torchvision, PIL and formulas worked out by hand."""
 
 import json
 import math
@@ -15,18 +15,8 @@ from torchvision import transforms
 from torchvision.models import vgg16
 
 from fmnist_utils import ROOT, models
-from fmnist_utils.models import (
-    FASHION_MNIST_STATS,
-    IMAGENET_STATS,
-    VGG_ORIGINAL_STATS,
-    Augment,
-    Preprocess,
-    WeightsUnavailable,
-    build_model,
-    load_model,
-    save_model,
-    summary,
-)
+from fmnist_utils.models import WeightsUnavailable, build_model, load_model, save_model, summary
+from fmnist_utils.preprocess import FASHION_MNIST_STATS, IMAGENET_STATS, VGG_ORIGINAL_STATS, Augment, Preprocess
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -271,16 +261,19 @@ def test_frozen_batch_norm_keeps_its_statistics_in_training_mode(images, part):
     trained.train()
     trained(images if part == "whole" else model.preprocess(images))
     assert not frozen.training and torch.equal(frozen.running_mean, before[3])
-    assert all(norm.training and not torch.equal(norm.running_mean, b) for norm, b in zip(free, before[:3], strict=False))
+    assert all(
+        norm.training and not torch.equal(norm.running_mean, b) for norm, b in zip(free, before[:3], strict=False)
+    )
     trained.eval()
     assert not any(module.training for module in trained.modules())
 
 
 SPLITS = {
-    "vgg16, head": {"name": "vgg16", "head": (2, (16,), True), "cut_after": "block2"},
-    "vgg16, dropout first": {"name": "vgg16", "head": (1, (), False), "cut_after": "block1"},
-    "vgg16, last 3 layers": {"name": "vgg16", "head": (2, (16,), True), "cut_after": "block2", "trainable": 3},
-    "vgg16, wide pooling": {"name": "vgg16", "head": (7, (16,), False), "cut_after": "block1"},
+    "vgg16, head": {"name": "vgg16", "head": (0, 2, (16,), True), "cut_after": "block2"},
+    "vgg16, dropout first": {"name": "vgg16", "head": (0, 1, (), False), "cut_after": "block1"},
+    "vgg16, convolution in the head": {"name": "vgg16", "head": (8, 2, (16,), True), "cut_after": "block2"},
+    "vgg16, last 3 layers": {"name": "vgg16", "head": (0, 2, (16,), True), "cut_after": "block2", "trainable": 3},
+    "vgg16, wide pooling": {"name": "vgg16", "head": (0, 7, (16,), False), "cut_after": "block1"},
     "small CNN, frozen": {"name": "small_cnn", "weights": None, "trainable": "head"},
     "small CNN, last block": {"name": "small_cnn", "weights": None, "trainable": 7},
     "small CNN, all": {"name": "small_cnn", "weights": None},
@@ -330,7 +323,7 @@ def test_the_seed_alone_decides_the_initial_weights(small_vgg):
 @pytest.mark.parametrize("name", ["vgg16", "small_cnn"])
 def test_building_a_model_leaves_the_global_generator_alone(name):
     before = torch.get_rng_state()
-    build_model(name, weights=None, head=(1, (8,), False), cut_after="block1")
+    build_model(name, weights=None, head=(0, 1, (8,), False), cut_after="block1")
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -428,7 +421,7 @@ def test_small_cnn_has_no_imagenet_weights():
 
 def test_summary_counts_what_the_formula_for_convolutions_says():
     side = 32
-    table = summary(build_model("vgg16", weights=None, image_size=side, head=(1, (20,), False)))
+    table = summary(build_model("vgg16", weights=None, image_size=side, head=(0, 1, (20,), False)))
     with torch.device("meta"):
         reference = vgg16(weights=None, init_weights=False).features
     expected, start = {}, 0
@@ -448,7 +441,7 @@ def test_summary_counts_what_the_formula_for_convolutions_says():
 
 
 def test_summary_tells_trainable_parameters_and_keeps_the_mode(small_vgg):
-    model = small_vgg(head=(1, (), False)).train()
+    model = small_vgg(head=(0, 1, (), False)).train()
     table = summary(model)
     assert model.training
     assert table.trainable.to_dict() == {"preprocess": 0, "block1": 0, "head": 650, "total": 650}
@@ -471,7 +464,7 @@ def trained(model: models.Classifier, images: torch.Tensor) -> models.Classifier
 
 CHECKPOINTS = {
     "head only": ({"name": "vgg16", "head": "linear"}, ("head.",)),
-    "last layers too": ({"name": "vgg16", "head": (2, (8,), True), "trainable": 3}, ("head.", "backbone.block2.7.")),
+    "last layers too": ({"name": "vgg16", "head": (0, 2, (8,), True), "trainable": 3}, ("head.", "backbone.block2.7.")),
     "from scratch": ({"name": "vgg16", "weights": None, "head": "linear"}, ("head.", "backbone.")),
     "from scratch, frozen": (
         {"name": "vgg16", "weights": None, "head": "linear", "trainable": "head"},
@@ -527,7 +520,7 @@ def name_other_weights(path):
 
 def change_architecture(path):
     card = json.loads(path.with_suffix(".json").read_text())
-    card["model"]["head"] = [2, [16, 16], True]
+    card["model"]["head"] = [0, 2, [16, 16], True]
     path.with_suffix(".json").write_text(json.dumps(card))
 
 
