@@ -21,7 +21,14 @@ RECIPES = {
     # All 13 convolutions frozen and VGG's own kind of head: the run that most descriptions of this task mean.
     "vgg16-frozen": {
         "model": {"name": "vgg16", "cut_after": "block5", "head": "classic", "image_size": 64},
-        "fit": {"epochs": 10, "optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0, "schedule": "exponential"},
+        "fit": {
+            "epochs": 10,
+            "batch_size": 256,
+            "optimizer": "adam",
+            "lr": 2e-4,
+            "weight_decay": 0.0,
+            "schedule": "exponential",
+        },
     },
     # Notebook 03: stop after the block that transfers best.
     "vgg16-block3": {
