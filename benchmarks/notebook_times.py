@@ -8,6 +8,7 @@ import datetime
 import json
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import psutil
@@ -25,7 +26,7 @@ class MeasuredClient(NotebookClient):
     async def async_execute_cell(self, *args, **kwargs):
         cell = await super().async_execute_cell(*args, **kwargs)
         process = psutil.Process(self.km.provisioner.process.pid)
-        status = ROOT.__class__("/proc") / str(process.pid) / "status"
+        status = Path("/proc") / str(process.pid) / "status"
         if status.is_file():
             line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
             self.peak_mb = int(line.split()[1]) * 1024 / 1e6
@@ -48,6 +49,9 @@ def execute(path) -> dict[str, float]:
     began = time.perf_counter()
     client.execute()
     seconds = time.perf_counter() - began
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # a finished progress bar leaves an output of blanks
+            cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text.strip()]
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
     _write(path, nbformat.writes(notebook) + "\n")
     return {"seconds": round(seconds, 1), "peak_memory_mb": round(client.peak_mb)}

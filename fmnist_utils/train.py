@@ -6,6 +6,7 @@ Written out once and explained in ``notebooks/03_vgg16_transfer_learning.ipynb``
 import json
 import math
 import time
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -64,6 +65,8 @@ def fit(
     """
     settings = {k: v for k, v in locals().items() if k not in ("model", "train", "val", "progress")}
 
+    # Accelerate looks for notebook widgets, which this package does not use, and warns where there are none.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
