@@ -96,7 +96,7 @@ def cache_features(
     *,
     views: int = 1,
     folder: str | Path | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     verbose: bool = True,
@@ -127,6 +127,8 @@ def cache_features(
         features = _open(store)
     else:
         device = torch.device(device or _default_device())
+        # Small batches keep activations in the CPU's reused memory; a GPU needs large ones to be busy.
+        batch_size = batch_size or (32 if device.type == "cpu" else 256)
         if store:
             store.parent.mkdir(parents=True, exist_ok=True)
         features, report = _run(model, prefix.to(device), dataset, views, store, batch_size, device, seed, verbose)
@@ -202,7 +204,7 @@ class _Engine:
         self.preprocess, self.device = prefix[0], device
         self.layers: Callable = prefix[1:].to(memory_format=torch.channels_last)
         self.images, self.name, self.model, self.calls = images, "eager", model, 0
-        self.half = {"cuda": torch.bfloat16}.get(device.type)
+        self.half = torch.bfloat16 if device.type == "cuda" else None
         # Compiled code holds the weights it was made with, and is made anew for another batch size.
         self.compiled_for = (prefix_key(model), batch_size)
         compiled = getattr(model, "_compiled_prefix", None)
@@ -213,7 +215,7 @@ class _Engine:
         x = self.preprocess(images.to(self.device)).contiguous(memory_format=torch.channels_last)
         self.calls += 1
         began = time.perf_counter()
-        with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
+        with torch.autocast(self.device.type, dtype=self.half) if self.half else nullcontext():
             output = self.layers(x)
         # Call 1 warms up; call 2 is timed.
         expected = (time.perf_counter() - began) / len(x) * self.images

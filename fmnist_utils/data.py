@@ -179,7 +179,9 @@ def make_loader(dataset: Dataset, batch_size: int, shuffle: bool = False, seed: 
     """
     # Its own generator: the order then depends on nothing else that draws random numbers, nor disturbs it.
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(dataset, batch_size, shuffle, collate_fn=_as_it_is, generator=generator)
+    # Batch normalisation cannot learn from a single image, so a last training batch of one is left out of the epoch.
+    drop_last = shuffle and len(dataset) > batch_size and len(dataset) % batch_size == 1
+    return DataLoader(dataset, batch_size, shuffle, collate_fn=_as_it_is, generator=generator, drop_last=drop_last)
 
 
 def _as_it_is(batch):

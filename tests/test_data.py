@@ -585,3 +585,8 @@ def test_loader_order_depends_on_its_seed_only():
     assert shuffled != order(first), "each epoch has its own order"
     assert torch.equal(before, torch.get_rng_state())
     assert pickle.loads(pickle.dumps(first.collate_fn)) is first.collate_fn
+
+
+def test_training_batch_of_a_single_image_is_left_out_but_evaluation_sees_every_image():
+    assert [len(batch) for batch in data.make_loader(Squares(), 3, shuffle=True)] == [3, 3, 3]
+    assert [len(batch) for batch in data.make_loader(Squares(), 3)] == [3, 3, 3, 1]
