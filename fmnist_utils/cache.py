@@ -70,6 +70,14 @@ class CachedFeatures(Dataset):
         view = torch.randint(views, rows.shape) if views > 1 else torch.zeros_like(rows)
         return self.features[view, rows], self.labels[rows]
 
+    def check(self, model: Classifier) -> None:
+        """Raise ``ValueError`` unless the features come from the frozen layers of ``model``."""
+        if self.prefix_key != prefix_key(model):
+            raise ValueError(
+                "These features were computed with other frozen layers, weights or image size than this model has: "
+                "call cache_features(model, …) again."
+            )
+
     def view(self, number: int) -> "CachedFeatures":
         """One view alone; number 0 is the one without augmentation."""
         chosen = self.features[number : number + 1]
@@ -111,13 +119,16 @@ def cache_features(
     Raises ``ValueError`` where nothing is frozen, ``FloatingPointError`` where activations do not fit float16, and
     ``OSError`` where the disk is too small.
     """
-    prefix, _ = model.split()
+    device = torch.device(device or _default_device())
+    prefix, _ = model.to(device).split()
     if not any(True for _ in prefix.parameters()):
         raise ValueError("This model has no frozen layers to cache: pass the images themselves to fit().")
     if views > 1 and model.preprocess.augment is None:
         raise ValueError(f"views={views} needs changes to draw from: build the model with augment=Augment(…).")
     own_key = prefix_key(model)
     settings = (own_key, views, (asdict(model.preprocess.augment), seed) if views > 1 else None)
+    if half := half_precision(device.type):  # such features differ a little from those of a CPU
+        settings += (str(half),)
     digest = hashlib.sha256(repr(settings).encode())
     digest.update(dataset.images.numpy().tobytes())
     key = digest.hexdigest()[:16]
@@ -126,12 +137,11 @@ def cache_features(
         report = PrefixPass(**json.loads(store.with_suffix(".json").read_text()), reused=True)
         features = _open(store)
     else:
-        device = torch.device(device or _default_device())
         # Small batches keep activations in the CPU's reused memory; a GPU needs large ones to be busy.
         batch_size = batch_size or (32 if device.type == "cpu" else 256)
         if store:
             store.parent.mkdir(parents=True, exist_ok=True)
-        features, report = _run(model, prefix.to(device), dataset, views, store, batch_size, device, seed, verbose)
+        features, report = _run(model, prefix, dataset, views, store, batch_size, device, seed, verbose)
     if verbose:
         print(report)
     return CachedFeatures(features, dataset.labels, key, own_key, report)
@@ -141,6 +151,13 @@ def _default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def half_precision(device_type: str) -> torch.dtype | None:
+    """The 16-bit type that is fast: bfloat16 from NVIDIA's Ampere GPUs on, float16 on earlier ones, else None."""
+    if device_type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
 
 
 def _run(model, prefix, dataset, views, store, batch_size, device, seed, verbose) -> tuple[Tensor, PrefixPass]:
@@ -204,7 +221,7 @@ class _Engine:
         self.preprocess, self.device = prefix[0], device
         self.layers: Callable = prefix[1:].to(memory_format=torch.channels_last)
         self.images, self.name, self.model, self.calls = images, "eager", model, 0
-        self.half = torch.bfloat16 if device.type == "cuda" else None
+        self.half = half_precision(device.type)
         # Compiled code holds the weights it was made with, and is made anew for another batch size.
         self.compiled_for = (prefix_key(model), batch_size)
         compiled = getattr(model, "_compiled_prefix", None)

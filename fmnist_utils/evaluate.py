@@ -32,6 +32,8 @@ def predict(model: Classifier, data: Dataset, batch_size: int = 250) -> np.ndarr
     model.eval()
     device = next(model.head.parameters()).device
     cached = isinstance(data, CachedFeatures)
+    if cached:
+        data.check(model)
     part = (model.split()[1] if cached else model).eval().to(device)
     views = [data.view(i) for i in range(len(data.features))] if cached else [data]
     means = 0
@@ -68,7 +70,7 @@ def peak_memory_mb() -> float:
 
 
 def hardware() -> dict[str, str | int]:
-    """``device`` (cuda, mps or cpu), name of the processor (and GPU), and number of cores this process may use."""
+    """``device`` (cuda, mps or cpu), name of the processor (and GPU), number of ``cores`` torch's threads use."""
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -162,7 +164,7 @@ def save_benchmark(
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def load_results(folder: Path = ROOT / "results", profiles: Iterable[str] = ("cpu", "full")) -> pd.DataFrame:
@@ -182,8 +184,9 @@ def results_table(folder: Path = ROOT / "results") -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for run in load_results(folder).to_dict("records"):
-        device = run.get("hardware.gpu") if run["hardware.device"] == "cuda" else None
-        device = device if isinstance(device, str) else f"{run['hardware.cores']} CPU cores ({run['hardware.cpu']})"
+        device = f"{run['hardware.cores']} CPU cores ({run['hardware.cpu']})"
+        if run["hardware.device"] != "cpu":
+            device = run["hardware.gpu"] if run["hardware.device"] == "cuda" else f"Apple GPU ({run['hardware.cpu']})"
         weights = "ImageNet" if run["weights"].startswith("imagenet") else "random"
         lines.append(
             f"| `{run['recipe']}-{run['profile']}` | {weights} | {run['train_images']:,} | {run['image_size']} px "

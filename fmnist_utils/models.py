@@ -157,6 +157,13 @@ def _changes_in_training(layer: nn.Module) -> bool:
     )
 
 
+class Pool(nn.AdaptiveAvgPool2d):
+    """Adaptive average pooling, on the CPU for Apple GPUs, whose backend lacks sizes that do not divide evenly."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.cpu()).to(x.device) if x.device.type == "mps" else super().forward(x)
+
+
 def make_head(
     channels: int, conv: int, pool: int, hidden: tuple[int, ...], normalise: bool, dropout: float
 ) -> nn.Sequential:
@@ -176,7 +183,7 @@ def make_head(
             nn.MaxPool2d(2),
         ]
     width = (conv or channels) * pool * pool
-    layers += [nn.AdaptiveAvgPool2d(pool), nn.Flatten()]
+    layers += [Pool(pool), nn.Flatten()]
     if conv:
         layers.append(nn.Dropout(dropout))
     elif normalise:
@@ -347,7 +354,7 @@ def save_model(model: Classifier, path: str | Path, **card) -> Path:
     with replacing(file) as temporary, replacing(text) as temporary_text:
         save_file(changed_state(model), temporary)
         card = {**card, "model": model.config, "weights": model.weights, "sha256": file_sha256(temporary)}
-        temporary_text.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        temporary_text.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8", newline="\n")
     return file
 
 

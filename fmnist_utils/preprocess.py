@@ -85,9 +85,10 @@ class Preprocess(nn.Module):
             1,
         ).to(grey.device)
         grid = F.affine_grid(matrix, (count, 1, size, size), align_corners=False)
-        # Border padding reproduces F.interpolate for the identity; what lies outside the image becomes black.
-        inside = (grid.abs() <= 1).all(-1)[:, None]
-        grey = F.grid_sample(grey, grid, padding_mode="border", align_corners=False) * inside
+        # Staying within the outermost pixel centres reproduces F.interpolate for the identity (and, unlike border
+        # padding, works on Apple GPUs); what lies outside the image becomes black.
+        inside, edge = (grid.abs() <= 1).all(-1)[:, None], 1 - 1 / grey.shape[-1]
+        grey = F.grid_sample(grey, grid.clamp(-edge, edge), align_corners=False) * inside
         return self._erase(grey, augment.erasing) if augment.erasing else grey
 
     @staticmethod

@@ -3,6 +3,7 @@
 Written out once and explained in ``notebooks/03_vgg16_transfer_learning.ipynb``.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -17,7 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRSchedul
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from fmnist_utils.cache import CachedFeatures, as_input, prefix_key
+from fmnist_utils.cache import CachedFeatures, as_input, half_precision
 from fmnist_utils.data import make_loader, replacing
 from fmnist_utils.models import Classifier, _check_name, changed_state, save_model
 
@@ -63,7 +64,9 @@ def fit(
     Raises ``ValueError`` for unknown names, features of another model, or a checkpoint of other settings, and
     ``FloatingPointError`` when the loss is no longer a number. Explained in notebooks/03_vgg16_transfer_learning.ipynb.
     """
-    settings = {k: v for k, v in locals().items() if k not in ("model", "train", "val", "progress")}
+    settings = {k: v for k, v in locals().items() if k not in ("model", "train", "val", "checkpoint", "progress")}
+    if epochs < 1:
+        raise ValueError(f"epochs={epochs}: train for at least 1.")
 
     # Accelerate looks for notebook widgets, which this package does not use, and warns where there are none.
     warnings.filterwarnings("ignore", message="IProgress not found")
@@ -73,6 +76,7 @@ def fit(
     part = _trainable_part(model, train, val).to(memory_format=torch.channels_last)
     AcceleratorState._reset_state()  # or the precision of a process's first training would bind all later ones
     accelerator = Accelerator(mixed_precision=_precision(mixed_precision))
+    model.to(accelerator.device)
     loader = make_loader(train, batch_size, shuffle=True, seed=seed)
     generator = loader.generator
     steps = epochs * len(loader)
@@ -83,7 +87,7 @@ def fit(
     loss_function = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
     progress_file = Path(f"{checkpoint}.resume.pt") if checkpoint else None
-    run = json.dumps([settings, model.config, model.weights, len(train), len(val)], default=str)
+    run = json.dumps([settings, model.config, model.weights, _fingerprint(train), _fingerprint(val)])
     rows, best = _resume(progress_file, run, model, opt, scheduler)
     bar = tqdm(total=epochs, initial=len(rows), unit="epoch", disable=not progress, leave=False)
     for epoch in range(len(rows), epochs):
@@ -121,7 +125,7 @@ def fit(
     model.load_state_dict(best, strict=False)
     model.eval()
     if checkpoint:
-        save_model(model, checkpoint, settings=json.loads(json.dumps(settings, default=str)), history=rows)
+        save_model(model, checkpoint, settings=settings, history=rows)
         progress_file.unlink(missing_ok=True)
     return pd.DataFrame(rows).set_index("epoch")
 
@@ -163,13 +167,8 @@ def _trainable_part(model: Classifier, train: Dataset, val: Dataset) -> nn.Modul
         return model
     if not all(cached):
         raise ValueError("train and val must both be images or both be cached features.")
-    key = prefix_key(model)
-    for name, data in (("train", train), ("val", val)):
-        if data.prefix_key != key:
-            raise ValueError(
-                f"The {name} features were computed with other frozen layers, weights or image size than this model "
-                "has: call cache_features(model, …) again."
-            )
+    train.check(model)
+    val.check(model)
     return model.split()[1]
 
 
@@ -201,7 +200,13 @@ def _precision(wanted: str) -> str:
         return wanted
     if not torch.cuda.is_available():
         return "no"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if half_precision("cuda") == torch.bfloat16 else "fp16"
+
+
+def _fingerprint(data: Dataset) -> str:
+    if isinstance(data, CachedFeatures):
+        return data.key
+    return hashlib.sha256(data.images.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest()[:16]
 
 
 def _is_over(rows: list[dict], patience: int | None) -> bool:

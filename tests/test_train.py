@@ -171,9 +171,9 @@ def test_validation_sees_the_plain_view_only(small_vgg, tiny, tiny_val):
 def test_features_of_another_model_are_refused(small_vgg, tiny, tiny_val):
     small, large = small_vgg(), small_vgg(image_size=20)
     (good,), (bad,) = features_of(small, tiny), features_of(large, tiny_val)
-    with pytest.raises(ValueError, match="val features were computed with other"):
+    with pytest.raises(ValueError, match="features were computed with other"):
         quick_fit(small, good, bad)
-    with pytest.raises(ValueError, match="train features were computed with other"):
+    with pytest.raises(ValueError, match="features were computed with other"):
         quick_fit(large, good, bad)
     with pytest.raises(ValueError, match="both be images or both"):
         quick_fit(small, good, tiny_val)
@@ -268,7 +268,8 @@ def test_checkpoint_of_a_finished_run_is_the_model(small_vgg, tiny, tiny_val, tm
     model = small_vgg()
     history = quick_fit(model, tiny, tiny_val, checkpoint=tmp_path / "deep" / "model")
     loaded = load_model(tmp_path / "deep" / "model")
-    np.testing.assert_array_equal(probabilities_of(loaded, tiny_val), probabilities_of(model, tiny_val))
+    # fit changes the memory layout of convolutions, in which the same sums are rounded differently.
+    np.testing.assert_allclose(probabilities_of(loaded, tiny_val), probabilities_of(model, tiny_val), atol=1e-5)
     accuracy = accuracy_score(tiny_val.labels, probabilities_of(loaded, tiny_val).argmax(1))
     assert accuracy == pytest.approx(history.val_accuracy.max())
 

@@ -1,6 +1,7 @@
 """Execute the notebooks in order, in place, and record how long each takes and the memory it needs.
 
-``python benchmarks/notebook_times.py`` is also how the saved outputs were made. It writes
+``python notebooks/run_all.py`` is also how the saved outputs were made; with ``solutions`` it runs those of the
+exercises, with the beginning of a name (``03``) that notebook alone. It writes
 ``results/benchmarks/notebook_times-<profile>.json``.
 """
 
@@ -58,15 +59,17 @@ def execute(path) -> dict[str, float]:
 
 
 def main() -> None:
-    folder = ROOT / "notebooks"
-    wanted = sys.argv[1:]
-    paths = [p for p in sorted(folder.glob("*.ipynb")) + sorted(folder.glob("solutions/*.ipynb"))
-             if not wanted or any(p.name.startswith(w) for w in wanted)]  # fmt: skip
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    pattern = "solutions/*.ipynb" if wanted == "solutions" else f"{wanted}*.ipynb"
+    paths = sorted((ROOT / "notebooks").glob(pattern))
+    if not paths:
+        sys.exit(f"No notebook's name begins with {wanted!r}.")
     output = ROOT / "results" / "benchmarks" / f"notebook_times-{profile()}.json"
     times = json.loads(output.read_text())["notebooks"] if output.is_file() else {}
     for path in paths:
+        print(f"{path.stem} …", end=" ", flush=True)
         times[path.stem] = execute(path)
-        print(path.stem, times[path.stem], flush=True)
+        print("{seconds:.0f} s, at most {peak_memory_mb:,} MB of memory".format(**times[path.stem]), flush=True)
         record = {"name": "notebook_times", "profile": profile(), "notebooks": dict(sorted(times.items()))}
         record |= {"hardware": hardware(), "versions": versions(), "date": datetime.date.today().isoformat()}
         _write(output, json.dumps(record, indent=1) + "\n")
