@@ -33,7 +33,7 @@ RECIPES = {
     # The same network with a schedule that ends near zero and with smoothed labels.
     "vgg16-frozen-one-cycle": {
         "model": {"name": "vgg16", "cut_after": "block5", "head": "classic", "image_size": 64},
-        "fit": {"epochs": 10, "batch_size": 256, "lr": 3e-4, "label_smoothing": 0.1},
+        "fit": {"epochs": 10, "batch_size": 512, "lr": 4e-4, "label_smoothing": 0.1},
     },
     # Notebook 03: stop after the block that transfers best.
     "vgg16-block3": {
