@@ -2,7 +2,7 @@
 
 ``python notebooks/run_all.py`` is also how the saved outputs were made; with ``solutions`` it runs those of the
 exercises, with the beginning of a name (``03``) that notebook alone. It writes
-``results/benchmarks/notebook_times-<profile>.json``.
+``results/benchmarks/notebook_times-<profile>.json`` (or ``solution_times``).
 """
 
 import datetime
@@ -64,13 +64,14 @@ def main() -> None:
     paths = sorted((ROOT / "notebooks").glob(pattern))
     if not paths:
         sys.exit(f"No notebook's name begins with {wanted!r}.")
-    output = ROOT / "results" / "benchmarks" / f"notebook_times-{profile()}.json"
+    name = "solution_times" if wanted == "solutions" else "notebook_times"
+    output = ROOT / "results" / "benchmarks" / f"{name}-{profile()}.json"
     times = json.loads(output.read_text())["notebooks"] if output.is_file() else {}
     for path in paths:
         print(f"{path.stem} …", end=" ", flush=True)
         times[path.stem] = execute(path)
         print("{seconds:.0f} s, at most {peak_memory_mb:,} MB of memory".format(**times[path.stem]), flush=True)
-        record = {"name": "notebook_times", "profile": profile(), "notebooks": dict(sorted(times.items()))}
+        record = {"name": name, "profile": profile(), "notebooks": dict(sorted(times.items()))}
         record |= {"hardware": hardware(), "versions": versions(), "date": datetime.date.today().isoformat()}
         _write(output, json.dumps(record, indent=1) + "\n")
 
