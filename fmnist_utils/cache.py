@@ -26,8 +26,8 @@ from tqdm import tqdm
 from fmnist_utils.data import FashionMNIST, replacing
 from fmnist_utils.models import Classifier
 
-#: Compiling takes half a minute and saves little where channels-last convolutions are near the machine's limit already
-#: (benchmarks/prefix_engine.py measures both), so eager passes shorter than this stay eager.
+#: Compiling takes up to a minute and saves little where channels-last convolutions are near the machine's limit
+#: already (benchmarks/prefix_engine.py measures both), so eager passes shorter than this stay eager.
 COMPILE_ABOVE_SECONDS = 300.0
 
 
@@ -51,12 +51,15 @@ class CachedFeatures(Dataset):
     """Activations at the freeze border, in place of the images: a Dataset for :func:`fmnist_utils.train.fit`.
 
     ``features`` float16 [views, N, …], ``labels`` int64 [N], ``key`` names the data, weights and settings that made
-    them, ``report`` says what it cost. With several views a batch takes one at random per image (torch's generator).
+    them, ``border`` is the number of layers they have passed, ``report`` says what it cost. With several views a batch
+    takes one at random per image (torch's generator).
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, key: str, prefix_key: str, report: PrefixPass) -> None:
+    def __init__(
+        self, features: Tensor, labels: Tensor, key: str, prefix_key: str, border: int, report: PrefixPass
+    ) -> None:
         self.features, self.labels, self.report = features, labels, report
-        self.key, self.prefix_key = key, prefix_key
+        self.key, self.prefix_key, self.border = key, prefix_key, border
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,16 +75,20 @@ class CachedFeatures(Dataset):
 
     def check(self, model: Classifier) -> None:
         """Raise ``ValueError`` unless the features come from the frozen layers of ``model``."""
-        if self.prefix_key != prefix_key(model):
+        try:
+            same = self.prefix_key == prefix_key(model.split(self.border)[0])
+        except ValueError:  # a layer in front of the border can change now
+            same = False
+        if not same:
             raise ValueError(
-                "These features were computed with other frozen layers, weights or image size than this model has: "
-                "call cache_features(model, …) again."
+                "These features were computed with other frozen layers, weights or image size than this model has, or "
+                "layers in front of their border learn now: call cache_features(model, …) again."
             )
 
     def view(self, number: int) -> "CachedFeatures":
         """One view alone; number 0 is the one without augmentation."""
         chosen = self.features[number : number + 1]
-        return CachedFeatures(chosen, self.labels, self.key, self.prefix_key, self.report)
+        return CachedFeatures(chosen, self.labels, self.key, self.prefix_key, self.border, self.report)
 
 
 def as_input(batch: Tensor) -> Tensor:
@@ -89,11 +96,10 @@ def as_input(batch: Tensor) -> Tensor:
     return batch.float() if batch.is_floating_point() else batch
 
 
-def prefix_key(model: Classifier) -> str:
-    """Hash of the frozen prefix: its layers, weights, statistics and image size."""
-    prefix, _ = model.split()
-    digest = hashlib.sha256(repr((model.config["image_size"], prefix[1:])).encode())
-    for tensor in [*prefix.parameters(), *prefix.buffers(), model.preprocess.scale, model.preprocess.offset]:
+def prefix_key(prefix: nn.Sequential) -> str:
+    """Hash of a frozen prefix (the first part of ``model.split()``): layers, weights, statistics and image size."""
+    digest = hashlib.sha256(repr((prefix[0].image_size, prefix[1:])).encode())
+    for tensor in [*prefix.parameters(), *prefix.buffers()]:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -103,6 +109,7 @@ def cache_features(
     dataset: FashionMNIST,
     *,
     views: int = 1,
+    border: int | None = None,
     folder: str | Path | None = None,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
@@ -112,20 +119,22 @@ def cache_features(
     """Run the frozen prefix of ``model`` once over ``dataset`` and keep its output.
 
     The first view is plain; each further one is drawn from the model's ``augment`` (``Augment(flip=1.0)`` makes the
-    second view the mirror image). ``folder=None`` keeps the features in memory; a folder keeps them in a memory-mapped
-    file there, named by data, weights, image size, border, views and seed, and reuses it. Long passes on a CPU go
-    through ``torch.compile`` with frozen weights where a C++ compiler is present; ``report.engine`` says which.
+    second view the mirror image). ``border`` (a number of layers) stops the pass earlier than necessary, for phases
+    that train more later: ``len(model.split()[0])`` of the later model. ``folder=None`` keeps the features in memory; a
+    folder keeps them in a memory-mapped file there, named by data, weights, image size, border, views and seed, and
+    reuses it. Long passes on a CPU go through ``torch.compile`` with frozen weights where a C++ compiler is present;
+    ``report.engine`` says which.
 
     Raises ``ValueError`` where nothing is frozen, ``FloatingPointError`` where activations do not fit float16, and
     ``OSError`` where the disk is too small.
     """
     device = torch.device(device or _default_device())
-    prefix, _ = model.to(device).split()
+    prefix, _ = model.to(device).split(border)
     if not any(True for _ in prefix.parameters()):
         raise ValueError("This model has no frozen layers to cache: pass the images themselves to fit().")
     if views > 1 and model.preprocess.augment is None:
         raise ValueError(f"views={views} needs changes to draw from: build the model with augment=Augment(…).")
-    own_key = prefix_key(model)
+    own_key = prefix_key(prefix)
     settings = (own_key, views, (asdict(model.preprocess.augment), seed) if views > 1 else None)
     if half := half_precision(device.type):  # such features differ a little from those of a CPU
         settings += (str(half),)
@@ -141,10 +150,10 @@ def cache_features(
         batch_size = batch_size or (32 if device.type == "cpu" else 256)
         if store:
             store.parent.mkdir(parents=True, exist_ok=True)
-        features, report = _run(model, prefix, dataset, views, store, batch_size, device, seed, verbose)
+        features, report = _run(model, prefix, own_key, dataset, views, store, batch_size, device, seed, verbose)
     if verbose:
         print(report)
-    return CachedFeatures(features, dataset.labels, key, own_key, report)
+    return CachedFeatures(features, dataset.labels, key, own_key, len(prefix), report)
 
 
 def _default_device() -> str:
@@ -160,7 +169,7 @@ def half_precision(device_type: str) -> torch.dtype | None:
     return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
 
 
-def _run(model, prefix, dataset, views, store, batch_size, device, seed, verbose) -> tuple[Tensor, PrefixPass]:
+def _run(model, prefix, own_key, dataset, views, store, batch_size, device, seed, verbose) -> tuple[Tensor, PrefixPass]:
     count = len(dataset)
     batch_size = min(batch_size, count)
     began = time.perf_counter()
@@ -173,7 +182,7 @@ def _run(model, prefix, dataset, views, store, batch_size, device, seed, verbose
             tqdm(total=views * count, unit=" images", disable=not verbose, leave=False) as bar,
             replacing(store) if store else nullcontext() as part,
         ):
-            engine = _Engine(model, prefix, device, views * count, batch_size)
+            engine = _Engine(model, prefix, own_key, device, views * count, batch_size)
             shape = (views, count, *prefix(dataset.images[:1].to(device)).shape[1:])
             features = _allocate(part, shape)
             for view in range(views):
@@ -216,14 +225,14 @@ class _Engine:
     """Calls the frozen layers: eagerly at first, compiled once the pass is known to be long enough."""
 
     def __init__(
-        self, model: Classifier, prefix: nn.Sequential, device: torch.device, images: int, batch_size: int
+        self, model: Classifier, prefix: nn.Sequential, own_key: str, device: torch.device, images: int, batch_size: int
     ) -> None:
         self.preprocess, self.device = prefix[0], device
         self.layers: Callable = prefix[1:].to(memory_format=torch.channels_last)
         self.images, self.name, self.model, self.calls = images, "eager", model, 0
         self.half = half_precision(device.type)
         # Compiled code holds the weights it was made with, and is made anew for another batch size.
-        self.compiled_for = (prefix_key(model), batch_size)
+        self.compiled_for = (own_key, batch_size)
         compiled = getattr(model, "_compiled_prefix", None)
         if compiled and compiled[0] == self.compiled_for and device.type == "cpu":
             self.layers, self.name, self.calls = compiled[1], "compiled", 2
@@ -254,7 +263,7 @@ class _Engine:
 def compile_frozen(layers: nn.Module, x: Tensor) -> Callable:
     """``layers`` compiled by inductor for inputs like ``x``, with the weights built in as constants.
 
-    Takes half a minute. Raises whatever torch.compile does where no working C++ compiler is found.
+    Takes up to a minute. Raises whatever torch.compile does where no working C++ compiler is found.
     """
     import torch._inductor.config as inductor
 

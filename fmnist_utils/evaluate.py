@@ -1,6 +1,6 @@
 """Predictions, metrics, and the files under ``results/`` from which every number in the course comes.
 
-Explained in ``notebooks/03_vgg16_transfer_learning.ipynb``.
+Explained in ``notebooks/03_vgg16_transfer_learning.ipynb`` and ``notebooks/05_evaluation_and_visualization.ipynb``.
 """
 
 import datetime
@@ -19,23 +19,28 @@ from torch.utils.data import Dataset
 
 from fmnist_utils import ROOT, profile
 from fmnist_utils.cache import CachedFeatures, as_input
-from fmnist_utils.data import make_loader, replacing
-from fmnist_utils.models import Classifier
+from fmnist_utils.data import FashionMNIST, make_loader, replacing
+from fmnist_utils.models import Classifier, summary
 
 
 @torch.no_grad()
-def predict(model: Classifier, data: Dataset, batch_size: int = 250) -> np.ndarray:
+def predict(model: Classifier, data: Dataset, batch_size: int = 250, flip: bool = False) -> np.ndarray:
     """Class probabilities, float32 [N, 10], of images or of :class:`~fmnist_utils.cache.CachedFeatures`.
 
-    Features with several views give the mean of the views' probabilities (test-time augmentation).
+    ``flip`` gives the mean over each image and its mirror image, and features with several views the mean over the
+    views (test-time augmentation; Simonyan & Zisserman, 2015, section 3.2).
     """
     model.eval()
     device = next(model.head.parameters()).device
     cached = isinstance(data, CachedFeatures)
     if cached:
         data.check(model)
-    part = (model.split()[1] if cached else model).eval().to(device)
-    views = [data.view(i) for i in range(len(data.features))] if cached else [data]
+        if flip:
+            raise ValueError("Cached features cannot be mirrored: pass the images, or features with a mirrored view.")
+        views = [data.view(i) for i in range(len(data.features))]
+    else:
+        views = [data, FashionMNIST(data.images.flip(-1), data.labels, data.source)] if flip else [data]
+    part = (model.split(data.border)[1] if cached else model).eval().to(device)
     means = 0
     for view in views:
         logits = [part(as_input(inputs).to(device)) for inputs, _ in make_loader(view, batch_size)]
@@ -54,6 +59,69 @@ def score(probabilities: np.ndarray, labels: torch.Tensor) -> dict[str, float]:
         "macro_f1": float(f1_score(labels, predicted, average="macro")),
         "loss": float(log_loss(labels, probabilities, labels=range(probabilities.shape[1]))),
     }
+
+
+def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
+    """95% interval of an accuracy from ``correct`` of ``count`` test images (Wilson, 1927; by SciPy).
+
+    It covers the choice of the test images, not the luck of a training run. Explained in
+    notebooks/05_evaluation_and_visualization.ipynb.
+    """
+    from scipy.stats import binomtest
+
+    interval = binomtest(int(correct), int(count)).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> dict[str, float]:
+    """Do two models differ on the same images? Exact test on the images that only one of them gets right.
+
+    ``only_a`` and ``only_b`` count these images, ``p_value`` is two-sided (McNemar, 1947). Explained in
+    notebooks/05_evaluation_and_visualization.ipynb.
+    """
+    from scipy.stats import binomtest
+
+    only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
+    p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return {"only_a": only_a, "only_b": only_b, "p_value": p_value}
+
+
+def reliability(probabilities: np.ndarray, labels: torch.Tensor, bins: int = 15) -> tuple[pd.DataFrame, float]:
+    """(one row per non-empty confidence bin, expected calibration error).
+
+    Bins have equal width; ``confidence`` and ``accuracy`` are means in the bin, ``count`` its images. The error is the
+    mean distance of the two, weighted by ``count`` (Guo et al., 2017, arXiv:1706.04599). Explained in
+    notebooks/05_evaluation_and_visualization.ipynb.
+    """
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == np.asarray(labels)
+    edges = np.linspace(0, 1, bins + 1)
+    table = pd.DataFrame({"bin": np.digitize(confidence, edges[1:-1], right=True), "confidence": confidence})
+    table = (
+        table.assign(accuracy=correct)
+        .groupby("bin")
+        .agg(confidence=("confidence", "mean"), accuracy=("accuracy", "mean"), count=("accuracy", "size"))
+    )
+    error = (table["count"] * (table.confidence - table.accuracy).abs()).sum() / table["count"].sum()
+    return table, float(error)
+
+
+def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities after dividing the logits by ``temperature``: above 1 less sure, the same predicted classes."""
+    logits = torch.from_numpy(np.log(np.maximum(probabilities, 1e-12), dtype=np.float64))
+    return (logits / temperature).softmax(1).numpy()
+
+
+def fit_temperature(probabilities: np.ndarray, labels: torch.Tensor) -> float:
+    """The temperature with the smallest cross-entropy (Guo et al., 2017); fit it on *validation* predictions.
+
+    Explained in notebooks/05_evaluation_and_visualization.ipynb.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_temperature: float) -> float:
+        return score(with_temperature(probabilities, np.exp(log_temperature)), labels)["loss"]
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
 def peak_memory_mb() -> float:
@@ -96,13 +164,16 @@ def save_result(
     metrics: dict[str, float],
     seconds: dict[str, float],
     seeds: Iterable[int] = (0,),
+    predictions: dict[str, np.ndarray] | None = None,
     folder: Path = ROOT / "results",
     **extra,
 ) -> Path:
     """Write ``results/<recipe>-<profile>.json``, one finished run, and bring README's results table up to date.
 
     ``metrics`` and ``seconds`` are named as in the project's schema (``test_accuracy``, ``val_accuracy``, …;
-    ``prefix_pass``, ``training``, ``evaluation``, ``total``). A second run of the same name replaces the first.
+    ``prefix_pass``, ``training``, ``evaluation``, ``total``). ``predictions`` (probabilities by split, such as
+    ``{"val": …, "test": …}``) go to ``results/predictions/``, where :func:`load_predictions` finds them. A second run
+    of the same name replaces the first.
     """
     parameters = list(model.parameters())
     result = {
@@ -122,6 +193,7 @@ def save_result(
             "total": sum(p.numel() for p in parameters),
             "trainable": sum(p.numel() for p in parameters if p.requires_grad),
         },
+        "mflops_per_image": round(float(summary(model).MFLOPs["total"]), 1),
         "history": json.loads(history.reset_index().to_json(orient="records", double_precision=6)),
         "hardware": hardware(),
         "versions": versions(),
@@ -129,6 +201,12 @@ def save_result(
         **extra,
     }
     path = folder / f"{recipe}-{profile()}.json"
+    if predictions:
+        (folder / "predictions").mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "predictions" / f"{path.stem}.npz") as temporary, temporary.open("wb") as file:
+            # Logarithms, because float16 holds no probability below 6e-8.
+            logs = {k: np.log(np.maximum(v, 1e-12)).astype(np.float16) for k, v in predictions.items()}
+            np.savez_compressed(file, **logs)
     _write(path, json.dumps(result, indent=1) + "\n")
     readme = folder.parent / "README.md"
     if profile() != "smoke" and readme.is_file():
@@ -175,6 +253,20 @@ def load_results(folder: Path = ROOT / "results", profiles: Iterable[str] = ("cp
         return pd.DataFrame(columns=["recipe", "profile", "metrics.test_accuracy"])
     table = pd.json_normalize([{k: v for k, v in run.items() if k != "history"} for run in runs])
     return table.sort_values("metrics.test_accuracy", ascending=False, ignore_index=True)
+
+
+def load_predictions(run: str, split: str = "test", folder: Path = ROOT / "results") -> np.ndarray:
+    """Recorded probabilities, float32 [N, 10], of a run such as ``"small-cnn-full"``; ``split``: ``val`` or ``test``.
+
+    They belong to the run's first seed; the images are those of ``load("test")`` or of ``train_val_split``. Raises
+    ``FileNotFoundError`` with the names there are.
+    """
+    path = folder / "predictions" / f"{run}.npz"
+    if not path.is_file():
+        names = ", ".join(sorted(file.stem for file in path.parent.glob("*.npz")))
+        raise FileNotFoundError(f"No predictions of a run {run!r} in {path.parent}; there are: {names or 'none'}.")
+    with np.load(path) as file:
+        return torch.from_numpy(file[split].astype(np.float32)).softmax(1).numpy()
 
 
 def results_table(folder: Path = ROOT / "results") -> str:

@@ -1,12 +1,14 @@
-"""From raw grey images to logits: pretrained weights, backbone, head, summary, checkpoints.
+"""From raw grey images to logits: pretrained weights, backbone, head, freezing, summary, checkpoints.
 
 Every model takes what the dataset holds (``uint8 [B, 28, 28]``), because its first module is
-:class:`~fmnist_utils.preprocess.Preprocess`. Explained in ``notebooks/03_vgg16_transfer_learning.ipynb``.
+:class:`~fmnist_utils.preprocess.Preprocess`. Explained in ``notebooks/03_vgg16_transfer_learning.ipynb`` and
+``notebooks/04_resnet50_fine_tuning.ipynb``.
 """
 
 import difflib
 import hashlib
 import json
+import operator
 from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +32,8 @@ HEADS = {
     "pooled": (0, 4, (256,), True),
     "linear": (0, 1, (), True),
     "conv": (192, 3, (256,), True),
+    "gap-256": (0, 1, (256,), True),
+    "gap-256-128": (0, 1, (256, 128), True),
 }
 
 
@@ -40,9 +44,14 @@ class WeightsUnavailable(RuntimeError):
     """Pretrained weights were asked for and are neither on this machine nor downloadable."""
 
 
-_VGG16_SHIPPED = "vgg16_imagenet_features.safetensors"
-_VGG16_SHIPPED_SHA256 = "608705a5e8e9a7d5d75e2eb4a72185943564b134fca29f49123ae440f73775ed"
-_VGG16_URL = "https://download.pytorch.org/models/vgg16_features-amdegroot-88682ab5.pth"
+_SHIPPED = {"vgg16": "vgg16_imagenet_features.safetensors"}
+_SHIPPED_SHA256 = "608705a5e8e9a7d5d75e2eb4a72185943564b134fca29f49123ae440f73775ed"
+_URLS = {
+    "vgg16": "https://download.pytorch.org/models/vgg16_features-amdegroot-88682ab5.pth",
+    # The first of torchvision's two sets: trained with plain cross-entropy, whose features transfer better than those
+    # of label smoothing and mixup (Kornblith et al., 2021, arXiv:2010.16402).
+    "resnet50": "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+}
 
 
 def file_sha256(path: Path) -> str:
@@ -54,22 +63,27 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def find_vgg16_weights(download: bool = True) -> tuple[dict[str, Tensor], str]:
-    """ImageNet weights of VGG16's 13 convolutions as (float32 state dict of ``features``, identity).
+def find_weights(name: str, download: bool = True) -> tuple[dict[str, Tensor], str]:
+    """ImageNet weights of a backbone as (float32 state dict in torchvision's names, identity).
 
-    Looks in ``data/weights/`` (shipped with the project), then torch's cache, then downloads torchvision's
-    ``VGG16_Weights.IMAGENET1K_FEATURES``. Each candidate is checked by hash. The identity is ``imagenet:`` and the
-    first 12 digits of the file's SHA-256. Raises :class:`WeightsUnavailable`; never falls back to random weights.
+    Looks in ``data/weights/`` (VGG16's 13 convolutions are shipped there; a file that you put there is found by the
+    name it is published under), then torch's cache, then downloads: torchvision's ``IMAGENET1K_FEATURES`` for
+    ``"vgg16"``, ``IMAGENET1K_V1`` for ``"resnet50"``. Each candidate is checked by hash. The identity is ``imagenet:``
+    and the first 12 digits of the file's SHA-256. Raises :class:`WeightsUnavailable`; never falls back to random ones.
     """
-    shipped = ROOT / "data" / "weights" / _VGG16_SHIPPED
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(_VGG16_URL).name
+    url, folder = _URLS[name], ROOT / "data" / "weights"
+    published = Path(url).name
+    digits = Path(url).stem.rpartition("-")[2]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / published
+    candidates = [(folder / _SHIPPED[name], _SHIPPED_SHA256)] if name in _SHIPPED else []
+    candidates += [(folder / published, digits), (cached, digits)]
     problems = []
-    for path, expected in ((shipped, _VGG16_SHIPPED_SHA256), (cached, "88682ab5")):
+    for path, expected in candidates:
         if path == cached and not cached.is_file() and download:
             try:
-                torch.hub.load_state_dict_from_url(_VGG16_URL, progress=False, check_hash=True, map_location="cpu")
+                torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, map_location="cpu")
             except (OSError, RuntimeError) as error:
-                problems.append(f"download from {_VGG16_URL} failed ({error})")
+                problems.append(f"download from {url} failed ({error})")
         if not path.is_file():
             problems.append(f"{path} does not exist")
             continue
@@ -77,13 +91,14 @@ def find_vgg16_weights(download: bool = True) -> tuple[dict[str, Tensor], str]:
         if not digest.startswith(expected):
             problems.append(f"{path} is damaged (SHA-256 {digest[:12]}…, expected {expected[:12]}…): delete it")
             continue
-        state = load_file(path) if path == shipped else torch.load(path, map_location="cpu", weights_only=True)
-        features = {k.removeprefix("features."): v.float() for k, v in state.items() if k.startswith("features.")}
-        return features, f"imagenet:{digest[:12]}"
+        shipped = path.suffix == ".safetensors"
+        state = load_file(path) if shipped else torch.load(path, map_location="cpu", weights_only=True)
+        return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, f"imagenet:{digest[:12]}"
     raise WeightsUnavailable(
-        "ImageNet weights of VGG16 were not found:\n- " + "\n- ".join(problems) + "\nRestore data/weights/ from the "
-        f"repository, or download {_VGG16_URL} elsewhere and put it at {cached}. To train from random weights on "
-        "purpose, pass weights=None."
+        f"ImageNet weights of {name} were not found:\n- " + "\n- ".join(problems) + "\nDownload "
+        f"{url} where there is a network and put the file into data/weights/ or at {cached}"
+        + (", or restore data/weights/ from the repository" if name in _SHIPPED else "")
+        + ". To train from random weights on purpose, pass weights=None."
     )
 
 
@@ -91,12 +106,14 @@ def find_vgg16_weights(download: bool = True) -> tuple[dict[str, Tensor], str]:
 
 
 class _FrozenNormMixin(nn.Module):
-    """Training mode, except that frozen BatchNorm keeps its ImageNet statistics (it stays in eval mode)."""
+    """Training mode, except that BatchNorm keeps its statistics (stays in eval mode) where frozen or asked to."""
 
     def train(self, mode: bool = True):
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, _BatchNorm) and any(not p.requires_grad for p in module.parameters()):
+            if isinstance(module, _BatchNorm) and (
+                getattr(module, "keeps_statistics", False) or any(not p.requires_grad for p in module.parameters())
+            ):
                 module.eval()
         return self
 
@@ -122,16 +139,22 @@ class Classifier(_FrozenNormMixin):
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.backbone(self.preprocess(images)))
 
-    def split(self) -> tuple[Layers, Layers]:
+    def split(self, border: int | None = None) -> tuple[Layers, Layers]:
         """(frozen prefix, trainable rest); applied one after the other they equal the model and share its layers.
 
         The prefix starts with the preprocessing and never holds a trainable parameter or a random layer. Among the
-        allowed borders it takes the one with the smallest activation, because that is what a cache has to store.
+        allowed borders it takes the one with the smallest activation, because that is what a cache has to store;
+        ``border`` asks for an earlier one, such as that of a later phase which trains more (number of layers in the
+        prefix; a residual block is one layer). Raises ``ValueError`` for a border behind a layer that can change.
         """
-        layers = [self.preprocess, *_leaves(self.backbone), *self.head]
+        layers = [self.preprocess, *leaves(self.backbone), *self.head]
         fixed = 1
         while fixed < len(layers) and not _changes_in_training(layers[fixed]):
             fixed += 1
+        if border is not None:
+            if not 1 <= border <= fixed:
+                raise ValueError(f"border={border}: only the first {fixed} layers neither learn nor are random.")
+            return Layers(*layers[:border]), Layers(*layers[border:])
         last_frozen = max((i for i in range(1, fixed) if any(True for _ in layers[i].parameters())), default=0)
         side = self.preprocess.image_size
         x = self.preprocess.offset.expand(1, -1, side, side)  # as preprocessing an image would make, undisturbed
@@ -144,10 +167,10 @@ class Classifier(_FrozenNormMixin):
         return Layers(*layers[:border]), Layers(*layers[border:])
 
 
-def _leaves(module: nn.Module) -> list[nn.Module]:
+def leaves(module: nn.Module) -> list[nn.Module]:
     """Layers of nested ``nn.Sequential`` containers, in the order in which they run."""
     if isinstance(module, nn.Sequential):
-        return [leaf for child in module for leaf in _leaves(child)]
+        return [leaf for child in module for leaf in leaves(child)]
     return [module]
 
 
@@ -194,40 +217,60 @@ def make_head(
     return nn.Sequential(*layers, nn.Linear(width, 10))
 
 
-def _vgg16_backbone(weights: str | None, cut_after: str) -> tuple[nn.Sequential, int, str, tuple]:
+def _vgg16_backbone(state: dict | None) -> nn.Sequential:
     from torchvision.models import vgg16
 
     with torch.device("meta"):  # the 124 million parameters of the original classifier are never allocated
         features = vgg16(weights=None, init_weights=False).features
-    if weights is None:
+    if state is None:
         features.to_empty(device="cpu")
         for layer in features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
-        identity, stats = "none", IMAGENET_STATS
     else:
-        state, identity = find_vgg16_weights()
-        features.load_state_dict(state, assign=True)
-        stats = VGG_ORIGINAL_STATS
-    blocks, start = OrderedDict(), 0
-    for name, stop in VGG16_BLOCKS.items():
-        blocks[name] = features[start:stop]
-        start = stop
-        if name == cut_after:
-            break
-    channels = [layer for layer in _leaves(nn.Sequential(blocks)) if isinstance(layer, nn.Conv2d)][-1].out_channels
-    return nn.Sequential(blocks), channels, identity, stats
+        prefix = "features."
+        features.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, assign=True
+        )
+    starts = [0, *VGG16_BLOCKS.values()]
+    blocks = zip(VGG16_BLOCKS, starts, starts[1:], strict=False)
+    return nn.Sequential(OrderedDict((name, features[start:stop]) for name, start, stop in blocks))
 
 
-def _small_cnn_backbone() -> nn.Sequential:
-    def block(inputs: int, outputs: int) -> nn.Sequential:
+def _resnet50_backbone(state: dict | None) -> nn.Sequential:
+    from torchvision.models import resnet50
+
+    net = resnet50(weights=None)
+    if state is not None:
+        net.load_state_dict(state)
+    stem = nn.Sequential(OrderedDict((name, getattr(net, name)) for name in ("conv1", "bn1", "relu", "maxpool")))
+    return nn.Sequential(OrderedDict(stem=stem, **{f"layer{i}": getattr(net, f"layer{i}") for i in range(1, 5)}))
+
+
+def _small_cnn_backbone(state: dict | None) -> nn.Sequential:
+    def convolutions(*widths: int) -> list[nn.Module]:
         layers: list[nn.Module] = []
-        for width in (inputs, outputs):
-            layers += [nn.Conv2d(width, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-        return nn.Sequential(*layers, nn.MaxPool2d(2))
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        return layers
 
-    return nn.Sequential(OrderedDict(block1=block(1, 32), block2=block(32, 64), block3=block(64, 128)))
+    # One thin convolution at full size: there the work is, and most of the time of a CPU.
+    return nn.Sequential(
+        OrderedDict(
+            block1=nn.Sequential(*convolutions(1, 16), nn.MaxPool2d(2)),
+            block2=nn.Sequential(*convolutions(16, 64, 64), nn.MaxPool2d(2)),
+            block3=nn.Sequential(*convolutions(64, 128, 128)),
+        )
+    )
+
+
+#: Backbone name: (what builds it from a state dict or None, default head, default image size, statistics of its input).
+BACKBONES = {
+    "vgg16": (_vgg16_backbone, "classic", 56, VGG_ORIGINAL_STATS),
+    "resnet50": (_resnet50_backbone, "gap-256", 64, IMAGENET_STATS),
+    "small_cnn": (_small_cnn_backbone, "linear", 28, FASHION_MNIST_STATS),
+}
 
 
 def build_model(
@@ -235,79 +278,122 @@ def build_model(
     *,
     weights: str | None = "imagenet",
     head: str | tuple[int, int, tuple[int, ...], bool] | None = None,
-    cut_after: str = "block5",
+    cut_after: str | None = None,
     trainable: str | int | None = None,
     image_size: int | None = None,
     dropout: float = 0.5,
     augment: Augment | dict | None = None,
+    batchnorm: str = "train",
     seed: int = 0,
 ) -> Classifier:
     """Build a :class:`Classifier` in eval mode; explained in notebooks/03_vgg16_transfer_learning.ipynb.
 
-    ``name``: ``"vgg16"`` (Simonyan & Zisserman, 2015, arXiv:1409.1556) or ``"small_cnn"`` (three blocks, from scratch).
+    ``name``: ``"vgg16"`` (Simonyan & Zisserman, 2015, arXiv:1409.1556), ``"resnet50"`` (He et al., 2016,
+    arXiv:1512.03385; notebook 04) or ``"small_cnn"`` (five convolutions, from scratch).
     ``weights``: ``"imagenet"``, or ``None`` for random ones (a choice, never a fallback).
     ``head``: a key of ``HEADS`` or such a row of your own; default ``classic`` for VGG16 (with pool 7:
-    25088 -> 1024 -> 512 -> 10) and ``linear`` for the small CNN.
-    ``cut_after``: last VGG16 block that is kept, ``"block1"`` … ``"block5"``.
-    ``trainable``: ``"head"``, ``"all"``, or the number of backbone layers, counted from its output, to train with the
-    head; default ``"head"`` for pretrained and ``"all"`` for random weights.
-    ``image_size``: side in pixels the network sees (default 56 for VGG16, 28 for the small CNN). ``seed``: for every
+    25088 -> 1024 -> 512 -> 10), ``gap-256`` for ResNet50 and ``linear`` for the small CNN.
+    ``cut_after``: last block that is kept: ``"block1"`` … ``"block5"`` of VGG16, ``"stem"``, ``"layer1"`` …
+    ``"layer4"`` of ResNet50; default all.
+    ``trainable``: what learns, see :func:`set_trainable`; default ``"head"`` for pretrained and ``"all"`` for random
+    weights.
+    ``image_size``: side in pixels the network sees (default 56 for VGG16, 64 for ResNet50, 28 for the small CNN).
+    ``batchnorm``: ``"eval"`` keeps the backbone's BatchNorm statistics even where its layers learn. ``seed``: for every
     random initial value, whatever was drawn before.
 
     Raises ``ValueError`` for unknown names and :class:`WeightsUnavailable` for weights that cannot be had.
     """
     augment = Augment(**augment) if isinstance(augment, dict) else augment
-    _check_name("model", name, ("vgg16", "small_cnn"))
-    _check_name("weights", weights, ("imagenet", None))
-    _check_name("cut_after", cut_after, tuple(VGG16_BLOCKS))
-    if head is None:
-        head = "classic" if name == "vgg16" else "linear"
+    check_name("model", name, tuple(BACKBONES))
+    check_name("weights", weights, ("imagenet", None))
+    check_name("batchnorm", batchnorm, ("train", "eval"))
+    build_backbone, default_head, default_size, stats = BACKBONES[name]
+    head = head or default_head
     if isinstance(head, str):
-        _check_name("head", head, tuple(HEADS))
-    if trainable is None:
-        trainable = "head" if weights else "all"
+        check_name("head", head, tuple(HEADS))
+    if weights and name not in _URLS:
+        raise ValueError(f"{name} has no pretrained weights: pass weights=None to train it from scratch.")
+    if name == "vgg16" and weights is None:
+        stats = IMAGENET_STATS  # the original's 0-255 scale suits only its own weights
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state, identity = find_weights(name) if weights else (None, "none")
+        backbone = build_backbone(state)
+        blocks = [block for block, _ in backbone.named_children()]
+        cut_after = cut_after or blocks[-1]
+        check_name("cut_after", cut_after, tuple(blocks))
+        backbone = nn.Sequential(OrderedDict(list(backbone.named_children())[: blocks.index(cut_after) + 1]))
+        channels = [layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d)][-1].out_channels
+        conv, pool, hidden, normalise = HEADS[head] if isinstance(head, str) else head
+        top = make_head(channels, conv, pool, tuple(hidden), normalise, dropout)
+    for module in backbone.modules():
+        if isinstance(module, _BatchNorm):
+            module.keeps_statistics = batchnorm == "eval"
     config = {
         "name": name,
         "weights": weights,
         "head": head,
         "cut_after": cut_after,
         "trainable": trainable,
-        "image_size": image_size or (56 if name == "vgg16" else 28),
+        "image_size": image_size or default_size,
         "dropout": dropout,
         "augment": asdict(augment) if augment else None,
+        "batchnorm": batchnorm,
         "seed": seed,
     }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if name == "vgg16":
-            backbone, channels, identity, stats = _vgg16_backbone(weights, cut_after)
-        elif weights is None:
-            backbone, channels, identity, stats = _small_cnn_backbone(), 128, "none", FASHION_MNIST_STATS
-        else:
-            raise ValueError("small_cnn has no pretrained weights: pass weights=None to train it from scratch.")
-        conv, pool, hidden, normalise = HEADS[head] if isinstance(head, str) else head
-        top = make_head(channels, conv, pool, tuple(hidden), normalise, dropout)
     model = Classifier(Preprocess(config["image_size"], stats, augment), backbone, top, config, identity)
-    _freeze(model.backbone, trainable)
+    set_trainable(model, trainable if trainable is not None else "head" if weights else "all")
     return model.eval()
 
 
-def _check_name(what: str, name: str | None, known: tuple) -> None:
+def check_name(what: str, name: str | None, known: tuple) -> None:
+    """Raise ``ValueError`` with the nearest of the ``known`` names unless ``name`` is one of them."""
     if name not in known:
         nearest = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.3)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise ValueError(f"{what}={name!r} is not known.{hint} Choose one of {', '.join(map(repr, known))}.")
 
 
-def _freeze(backbone: nn.Sequential, trainable: str | int) -> None:
-    leaves = _leaves(backbone)
+def layers_in_order(backbone: nn.Module) -> list[tuple[str, nn.Module | None]]:
+    """Every layer as (name, module) in the order in which it runs, as Keras lists a network.
+
+    Convolutions, normalisations, activations and poolings count one each, and so does the addition of a residual block
+    (its module is ``None``). An activation that torchvision uses several times is listed several times. Against Keras:
+    padding is part of a convolution here, no layer of its own (ResNet50: 172 here, 175 there with two paddings and the
+    input), and the convolution on the shortcut comes just before the addition, not in the middle of the block.
+    Explained in notebooks/04_resnet50_fine_tuning.ipynb.
+    """
+    from torch.fx import symbolic_trace
+
+    layers = []
+    for node in symbolic_trace(backbone).graph.nodes:
+        if node.op == "call_module":
+            layers.append((node.target, backbone.get_submodule(node.target)))
+        elif node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add):
+            layers.append((node.name, None))
+    return layers
+
+
+def set_trainable(model: Classifier, trainable: str | int) -> Classifier:
+    """Freeze the backbone but for its last ``trainable`` layers; the head always learns. Returns ``model``.
+
+    ``"head"`` is 0 layers, ``"all"`` is every layer; a number counts from the output side as :func:`layers_in_order`
+    lists them. Raises ``ValueError`` for a number that the backbone does not have. Explained in
+    notebooks/04_resnet50_fine_tuning.ipynb.
+    """
+    layers = layers_in_order(model.backbone)
+    count = trainable
     if isinstance(trainable, str):
-        _check_name("trainable", trainable, ("head", "all"))
-        trainable = len(leaves) if trainable == "all" else 0
-    if not 0 <= trainable <= len(leaves):
-        raise ValueError(f"trainable={trainable}: the backbone has {len(leaves)} layers.")
-    for layer in leaves[: len(leaves) - trainable]:
-        layer.requires_grad_(False)
+        check_name("trainable", trainable, ("head", "all"))
+        count = len(layers) if trainable == "all" else 0
+    if not 0 <= count <= len(layers):
+        raise ValueError(f"trainable={trainable}: the backbone has {len(layers)} layers.")
+    model.backbone.requires_grad_(False)
+    for _, layer in layers[len(layers) - count :]:
+        if layer is not None:
+            layer.requires_grad_(True)
+    model.config["trainable"] = trainable
+    return model.train(model.training)  # BatchNorm's mode follows
 
 
 def summary(model: Classifier) -> pd.DataFrame:
@@ -378,12 +464,18 @@ def load_model(path: str | Path) -> Classifier:
             f"{text.name} was trained on {card['weights']}, but the weights found here are {model.weights}. "
             "Restore data/weights/ from the repository."
         )
+    return load_state(model, path).eval()
+
+
+def load_state(model: Classifier, path: str | Path) -> Classifier:
+    """Load ``<path>.safetensors`` into ``model``, built as the saved one was; ``ValueError`` where it does not fit."""
+    file = Path(path).with_name(Path(path).name + ".safetensors")
     state = load_file(file)
     missing = changed_state(model).keys() ^ state.keys()
     if missing:
         raise ValueError(f"{file} does not fit its model: {', '.join(sorted(missing))}.")
     model.load_state_dict(state, strict=False)
-    return model.eval()
+    return model
 
 
 def changed_state(model: Classifier) -> dict[str, Tensor]:

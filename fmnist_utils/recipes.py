@@ -1,112 +1,274 @@
 """Whole runs by name: ``python -m fmnist_utils.recipes vgg16-frozen`` trains, tests once and writes ``results/``.
 
-A recipe is the arguments of ``build_model``, ``cache_features`` and ``fit``; the notebooks show what each one means.
-Images: all 60,000 in the ``full`` profile (5,000 of them for validation), a subset in ``cpu`` and ``smoke``.
+A recipe is the arguments of ``build_model``, ``cache_features`` and ``fit_phases``; the notebooks show what each one
+means. Images: all 60,000 in the ``full`` profile (5,000 of them for validation), a subset in ``cpu`` and ``smoke``.
 """
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from fmnist_utils import ROOT, pick
-from fmnist_utils.cache import cache_features
-from fmnist_utils.data import load, train_val_split
+import numpy as np
+
+from fmnist_utils import ROOT, pick, profile
+from fmnist_utils.cache import CachedFeatures, cache_features
+from fmnist_utils.data import FashionMNIST, load, train_val_split
 from fmnist_utils.evaluate import predict, save_result, score
-from fmnist_utils.models import Augment, _check_name, build_model
-from fmnist_utils.train import fit
+from fmnist_utils.models import Classifier, build_model, check_name, save_model, set_trainable
+from fmnist_utils.preprocess import Augment
+from fmnist_utils.train import fit_phases
 
 MIRROR = Augment(flip=1.0)
+#: Training images in the profiles smoke, cpu and full, unless a recipe has its own.
+IMAGES = (300, 20_000, 55_000)
+#: Sides in pixels that ResNet50 sees: on a CPU a small picture, so that a run takes minutes.
+RESNET_PIXELS = (32, 32, 224)
+#: What most descriptions of this task train with; the rate falls by a tenth per epoch.
+ADAM = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "schedule": "exponential"}
 
 RECIPES = {
     # All 13 convolutions frozen and VGG's own kind of head: the run that most descriptions of this task mean.
     "vgg16-frozen": {
-        "model": {"name": "vgg16", "cut_after": "block5", "head": "classic", "image_size": 64},
-        "fit": {
-            "epochs": 10,
-            "batch_size": 256,
-            "optimizer": "adam",
-            "lr": 2e-4,
-            "weight_decay": 0.0,
-            "schedule": "exponential",
-        },
+        "model": {"name": "vgg16", "head": "classic", "image_size": 64},
+        "phases": [
+            {"trainable": "head", "epochs": 10, **ADAM, "batch_size": 256, "lr": 2e-4},
+        ],
     },
     # The same network with a schedule that ends near zero and with smoothed labels.
     "vgg16-frozen-one-cycle": {
-        "model": {"name": "vgg16", "cut_after": "block5", "head": "classic", "image_size": 64},
-        "fit": {"epochs": 10, "batch_size": 512, "lr": 4e-4, "label_smoothing": 0.1},
+        "model": {"name": "vgg16", "head": "classic", "image_size": 64},
+        "phases": [{"trainable": "head", "epochs": 10, "batch_size": 512, "lr": 4e-4, "label_smoothing": 0.1}],
     },
     # Notebook 03: stop after the block that transfers best.
     "vgg16-block3": {
         "model": {"name": "vgg16", "cut_after": "block3", "head": "pooled", "image_size": 56},
-        "fit": {"epochs": 10},
+        "phases": [{"trainable": "head", "epochs": 10}],
     },
     # The best frozen VGG16: each image and its mirror image, in training and in the mean of predictions when testing.
     "vgg16-block3-two-views": {
         "model": {"name": "vgg16", "cut_after": "block3", "head": "conv", "image_size": 56, "augment": MIRROR},
-        "fit": {"epochs": 12, "weight_decay": 0.05},
+        "phases": [{"trainable": "head", "epochs": 12, "weight_decay": 0.05}],
         "views": 2,
+    },
+    # Fine-tuning that two CPU cores finish in half an hour: two convolutions of block3 stay frozen, the third learns.
+    "vgg16-block3-fine-tuned": {
+        "model": {"name": "vgg16", "cut_after": "block3", "head": "conv", "image_size": 56},
+        "phases": [
+            {"trainable": "head", "epochs": 1, "lr": 1e-3, "weight_decay": 0.05},
+            {"trainable": 3, "epochs": 3, "lr": 1e-3, "backbone_lr": 3e-4, "weight_decay": 0.05},
+        ],
+    },
+    # Fine-tuning for a GPU: the whole network, block by block from the top at decreasing rates (7 layers are a block).
+    "vgg16-fine-tuned": {
+        "model": {"name": "vgg16", "head": "conv", "image_size": 112, "augment": Augment(flip=0.5, erasing=0.5)},
+        "phases": [
+            {"trainable": "head", "epochs": 2},
+            {"trainable": 7, "epochs": 2, "lr": 5e-4, "backbone_lr": 1e-4, "weight_decay": 0.05},
+            {"trainable": 14, "epochs": 2, "lr": 3e-4, "backbone_lr": 7e-5, "weight_decay": 0.05},
+            {"trainable": "all", "epochs": 8, "lr": 3e-4, "backbone_lr": 5e-5, "weight_decay": 0.05, "ema": 0.999},
+        ],
+        "images": (64, 2_000, 55_000),
+        "flip": True,
+    },
+    "resnet50-two-phase": {
+        "model": {"name": "resnet50", "head": "gap-256", "image_size": RESNET_PIXELS},
+        "phases": [
+            {"trainable": "head", "epochs": 10, "optimizer": "adam", "weight_decay": 1e-4, "schedule": "exponential"},
+            {
+                "trainable": 16,
+                "epochs": 5,
+                "optimizer": "adam",
+                "lr": 1e-5,
+                "weight_decay": 1e-4,
+                "schedule": "constant",
+            },
+        ],
+    },
+    # Published with batches of 16; four times as many images keep the cores busy at the same rate.
+    "resnet50-two-hidden": {
+        "model": {"name": "resnet50", "head": "gap-256-128", "image_size": RESNET_PIXELS},
+        "phases": [
+            {"trainable": 10, "epochs": 10, **ADAM, "batch_size": 64},
+        ],
+    },
+    "resnet50-linear": {
+        "model": {
+            "name": "resnet50",
+            "head": "linear",
+            "image_size": RESNET_PIXELS,
+            "augment": Augment(flip=0.5, rotation=10),
+        },
+        "phases": [
+            {"trainable": "head", "epochs": 15, "optimizer": "adam", "weight_decay": 0.0, "schedule": "exponential"},
+            {
+                "trainable": "all",
+                "epochs": 5,
+                "optimizer": "adam",
+                "lr": 1e-3,
+                "backbone_lr": 3e-4,
+                "weight_decay": 0.0,
+            },
+        ],
+        "images": (64, 5_000, 55_000),
+    },
+    # The baseline from scratch; its images are mirrored when testing, too.
+    "small-cnn": {
+        "model": {"name": "small_cnn", "weights": None, "augment": Augment(flip=0.5)},
+        "phases": [{"trainable": "all", "epochs": 7, "lr": 4e-3, "weight_decay": 0.05, "label_smoothing": 0.05}],
+        "flip": True,
     },
 }
 
 
-def run(name: str, *, cache: str | Path | None = None, seed: int = 0, verbose: bool = True) -> Path:
-    """Train recipe ``name``, evaluate it once on the test set and write its result file, whose path is returned.
+def run(
+    name: str,
+    *,
+    seeds: Sequence[int] = (0,),
+    random_weights: bool = False,
+    cache: str | Path | None = None,
+    save: bool = False,
+    verbose: bool = True,
+) -> Path:
+    """Train recipe ``name`` once per seed, evaluate each once on the test set, write the result file; returns its path.
 
-    ``cache`` is a folder for the features of the frozen layers (in memory without it). Raises ``ValueError`` for an
-    unknown name. Used in notebooks/03_vgg16_transfer_learning.ipynb.
+    With several seeds, ``metrics`` are means (and ``*_sd`` sample standard deviations), ``seconds`` are means per
+    seed, and history and predictions are those of the first. ``random_weights`` trains the same recipe without
+    pretrained weights and says so in its name. ``cache`` is a folder for the features of frozen layers (in memory
+    without it). ``save`` puts the first seed's model into ``data/models/``. Raises ``ValueError`` for an unknown name.
+    Used in notebooks/03_vgg16_transfer_learning.ipynb and notebooks/04_resnet50_fine_tuning.ipynb.
     """
-    _check_name("recipe", name, tuple(RECIPES))
+    check_name("recipe", name, tuple(RECIPES))
     recipe = RECIPES[name]
-    began = time.perf_counter()
+    settings = {k: _of_profile(v) for k, v in recipe["model"].items()}
+    recipe_name = name
+    if random_weights:
+        settings |= {"weights": None}
+        recipe_name += "-random-weights"
+    command = f"FMNIST_PROFILE={profile()} python -m fmnist_utils.recipes {name}"
+    command += " --random-weights" * random_weights
+    command += f" --seeds {' '.join(map(str, seeds))}" * (tuple(seeds) != (0,))
+
     train, val = train_val_split(load("train"))
-    train = train.subset(pick(smoke=300, cpu=20_000, full=len(train)))
-    val, test = (data.subset(pick(smoke=200, cpu=len(data), full=len(data))) for data in (val, load("test")))
-    model = build_model(**recipe["model"], seed=seed)
-    views = recipe.get("views", 1)
-    features = cache_features(model, train, views=views, folder=cache, verbose=verbose)
-    val_features, test_features = (
-        cache_features(model, data, views=views, folder=cache, verbose=verbose) for data in (val, test)
-    )
-    history = fit(model, features, val_features, **recipe["fit"], seed=seed, progress=verbose)
-    evaluating = time.perf_counter()
-    tested = score(predict(model, test_features), test.labels)
-    metrics = {
-        "test_accuracy": tested["accuracy"],
-        "macro_f1": tested["macro_f1"],
-        "val_accuracy": score(predict(model, val_features), val.labels)["accuracy"],
-        "train_accuracy": score(predict(model, features), train.labels)["accuracy"],
+    splits = {
+        "train": train.subset(_of_profile(recipe.get("images", IMAGES))),
+        "val": val.subset(pick(smoke=200, cpu=len(val), full=len(val))),
+        "test": load("test").subset(pick(smoke=200, cpu=10_000, full=10_000)),
     }
-    passes = [part.report for part in (features, val_features, test_features)]
-    seconds = {
-        "prefix_pass": sum(report.seconds for report in passes),
-        "training": history.seconds.sum(),
-        "evaluation": time.perf_counter() - evaluating,
-        # Features read from disk were computed in an earlier run; their time counts as if it were this one.
-        "total": time.perf_counter() - began + sum(report.seconds for report in passes if report.reused),
-    }
+    runs, inputs = [], None
+    for seed in seeds:
+        began = time.perf_counter()
+        model = build_model(**settings, seed=seed)
+        inputs, prefix_pass, earlier = _inputs(model, recipe, splits, inputs, cache, verbose)
+        history = fit_phases(model, inputs["train"], inputs["val"], recipe["phases"], seed=seed, progress=verbose)
+        evaluating = time.perf_counter()
+        flip = recipe.get("flip", False)
+        predictions = {split: predict(model, inputs[split], flip=flip) for split in ("val", "test")}
+        tested = score(predictions["test"], splits["test"].labels)
+        seconds = {
+            "prefix_pass": prefix_pass,
+            "training": history.seconds.sum(),
+            "evaluation": time.perf_counter() - evaluating,
+            # Features that an earlier seed or run computed count as if it were this one.
+            "total": time.perf_counter() - began + earlier,
+        }
+        metrics = {
+            "test_accuracy": tested["accuracy"],
+            "macro_f1": tested["macro_f1"],
+            "val_accuracy": score(predictions["val"], splits["val"].labels)["accuracy"],
+            "train_accuracy": score(predict(model, inputs["train"], flip=flip), splits["train"].labels)["accuracy"],
+        }
+        runs.append((model, history, metrics, seconds, predictions))
+        if verbose:
+            print(f"seed {seed}: test accuracy {tested['accuracy']:.2%} in {seconds['total']:.0f} s")
+
+    model, history, metrics, _, predictions = runs[0]
+    table = {key: [metrics[key] for _, _, metrics, _, _ in runs] for key in metrics}
+    summarised = {key: float(np.mean(values)) for key, values in table.items()}
+    if len(runs) > 1:
+        summarised |= {f"{key}_sd": float(np.std(values, ddof=1)) for key, values in table.items()}
+    if save:
+        save_model(model, ROOT / "data" / "models" / name, **_card(recipe_name, command, model, metrics, splits))
+    engine = inputs["train"].report.engine if isinstance(inputs["train"], CachedFeatures) else "no cache"
     return save_result(
-        name,
+        recipe_name,
         model,
-        train_images=len(train),
+        train_images=len(splits["train"]),
         history=history,
-        metrics=metrics,
-        seconds=seconds,
-        seeds=[seed],
-        views=views,
-        engine=features.report.engine,
-        command=f"python -m fmnist_utils.recipes {name}",
+        metrics=summarised,
+        seconds={key: float(np.mean([seconds[key] for _, _, _, seconds, _ in runs])) for key in runs[0][3]},
+        seeds=seeds,
+        predictions=predictions,
+        per_seed={key: [round(value, 5) for value in values] for key, values in table.items()}
+        | {"seconds": [round(seconds["total"], 1) for _, _, _, seconds, _ in runs]},
+        views=recipe.get("views", 1),
+        test_time_flip=bool(recipe.get("flip", False) or recipe.get("views", 1) > 1),
+        engine=engine,
+        inference_images_per_second=round(_images_per_second(model, splits["test"]), 1),
+        command=command,
     )
+
+
+def _of_profile(value):
+    return pick(**dict(zip(("smoke", "cpu", "full"), value, strict=True))) if isinstance(value, tuple) else value
+
+
+def _inputs(model, recipe, splits, earlier_inputs, cache, verbose) -> tuple[dict, float, float]:
+    """(what to train on: features where every phase leaves layers frozen and nothing is random, else the images;
+    seconds of the passes; those of them that were spent before)."""
+    views = recipe.get("views", 1)
+    set_trainable(model, recipe["phases"][-1]["trainable"])
+    prefix, _ = model.split()
+    if not any(True for _ in prefix.parameters()) or (model.preprocess.augment and views == 1):
+        return splits, 0.0, 0.0
+    if earlier_inputs:
+        try:
+            for features in earlier_inputs.values():
+                features.check(model)
+            seconds = sum(features.report.seconds for features in earlier_inputs.values())
+            return earlier_inputs, seconds, seconds
+        except ValueError:  # random frozen layers differ from seed to seed
+            pass
+    inputs = {
+        split: cache_features(model, data, views=views, border=len(prefix), folder=cache, verbose=verbose)
+        for split, data in splits.items()
+    }
+    reports = [features.report for features in inputs.values()]
+    return inputs, sum(r.seconds for r in reports), sum(r.seconds for r in reports if r.reused)
+
+
+def _images_per_second(model: Classifier, test: FashionMNIST) -> float:
+    few = test.subset(min(250, len(test)))
+    predict(model, few)
+    began = time.perf_counter()
+    predict(model, few)
+    return len(few) / (time.perf_counter() - began)
+
+
+def _card(recipe: str, command: str, model: Classifier, metrics: dict, splits: dict) -> dict:
+    frozen = "" if model.weights == "none" else " The frozen VGG16 weights it needs are in data/weights/ (CC BY 4.0)."
+    return {
+        "recipe": recipe,
+        "profile": profile(),
+        "command": f"{command} --save",
+        "data": f"Fashion-MNIST (Zalando Research, MIT): {len(splits['train']):,} training images",
+        "input": "uint8 [B, 28, 28], black background",
+        "metrics": {key: round(value, 5) for key, value in metrics.items()},
+        "licence": f"MIT.{frozen}",
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=RECIPES)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run each; means and deviations are kept")
+    parser.add_argument("--random-weights", action="store_true", help="the same recipe without pretrained weights")
+    parser.add_argument("--save", action="store_true", help="put the first seed's model into data/models")
     parser.add_argument(
         "--cache", nargs="?", const=ROOT / "data" / "cache", help="folder for the features (data/cache)"
     )
-    arguments = parser.parse_args()
-    print("wrote", run(arguments.name, cache=arguments.cache, seed=arguments.seed).name)
+    arguments = vars(parser.parse_args())
+    print("wrote", run(arguments.pop("name"), **arguments).name)
 
 
 if __name__ == "__main__":

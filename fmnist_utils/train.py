@@ -1,13 +1,17 @@
 """The training loop: Accelerate underneath, visible on top.
 
-Written out once and explained in ``notebooks/03_vgg16_transfer_learning.ipynb``.
+Written out once and explained in ``notebooks/03_vgg16_transfer_learning.ipynb``; phases in
+``notebooks/04_resnet50_fine_tuning.ipynb``.
 """
 
+import copy
 import hashlib
 import json
 import math
 import time
 import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -15,15 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
+from torchvision.transforms.v2 import CutMix, MixUp
 from tqdm import tqdm
 
 from fmnist_utils.cache import CachedFeatures, as_input, half_precision
-from fmnist_utils.data import make_loader, replacing
-from fmnist_utils.models import Classifier, _check_name, changed_state, save_model
+from fmnist_utils.data import CLASSES, make_loader, replacing
+from fmnist_utils.models import Classifier, changed_state, check_name, load_state, save_model, set_trainable
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "exponential", "constant")
+MIXES = ("mixup", "cutmix")
 
 
 def fit(
@@ -34,11 +41,14 @@ def fit(
     epochs: int,
     batch_size: int = 128,
     lr: float = 1e-3,
+    backbone_lr: float | None = None,
     optimizer: str = "adamw",
     weight_decay: float = 0.01,
     schedule: str = "one-cycle",
     decay: float = 0.9,
     label_smoothing: float = 0.0,
+    mix: str | None = None,
+    ema: float | None = None,
     patience: int | None = None,
     checkpoint: str | Path | None = None,
     mixed_precision: str = "auto",
@@ -51,15 +61,21 @@ def fit(
     :class:`~fmnist_utils.cache.CachedFeatures` of this model; with features only the layers behind the freeze border
     run. ``schedule`` changes the learning rate every batch: ``one-cycle`` (Smith, 2018, arXiv:1803.09820), ``cosine``
     (Loshchilov & Hutter, 2017, arXiv:1608.03983), ``exponential`` (times ``decay`` per epoch) or ``constant``.
+    ``backbone_lr`` gives the backbone's layers a rate of their own, usually lower than the head's ``lr``.
+    ``mix`` trains on pairs of images, torchvision's ``mixup`` (Zhang et al., 2018, arXiv:1710.09412) or ``cutmix`` (Yun
+    et al., 2019, arXiv:1905.04899); ``ema`` validates and keeps an exponential moving average of the weights, such as
+    0.99 (torch's ``AveragedModel``; Polyak & Juditsky, 1992), instead of the last ones.
     ``patience`` stops after that many epochs without a better validation accuracy. ``mixed_precision``: ``"auto"`` is
     bf16 (or fp16) on a CUDA GPU and float32 elsewhere; or Accelerate's ``"no"``, ``"fp16"``, ``"bf16"``.
 
     ``checkpoint`` names a file without ending: an interrupted call, repeated, goes on after the last finished epoch and
-    ends, on a CPU, with the same weights; a finished one leaves :func:`~fmnist_utils.models.save_model`'s two files.
+    ends, on a CPU, with the same weights; a finished one leaves :func:`~fmnist_utils.models.save_model`'s two files,
+    which the same call, repeated, loads instead of training again.
 
-    Returns one row per epoch: ``lr`` (at its end), ``train_loss``, ``train_accuracy`` (means over the samples while
-    training, so with dropout and augmentation), ``val_loss``, ``val_accuracy`` (eval mode) and ``seconds``. The same
-    ``seed`` gives the same numbers on the same CPU. Torch's global generator is seeded anew each epoch.
+    Returns one row per epoch: ``lr`` (of the head, at its end), ``train_loss``, ``train_accuracy`` (means over the
+    samples while training, so with dropout, augmentation and mixing), ``val_loss``, ``val_accuracy`` (eval mode) and
+    ``seconds``. The same ``seed`` gives the same numbers on the same CPU. Torch's global generator is seeded anew each
+    epoch.
 
     Raises ``ValueError`` for unknown names, features of another model, or a checkpoint of other settings, and
     ``FloatingPointError`` when the loss is no longer a number. Explained in notebooks/03_vgg16_transfer_learning.ipynb.
@@ -67,6 +83,10 @@ def fit(
     settings = {k: v for k, v in locals().items() if k not in ("model", "train", "val", "checkpoint", "progress")}
     if epochs < 1:
         raise ValueError(f"epochs={epochs}: train for at least 1.")
+    if mix is not None:
+        check_name("mix", mix, MIXES)
+        if isinstance(train, CachedFeatures):
+            raise ValueError(f"mix={mix!r} mixes images, which cached features are not: pass the images to fit().")
 
     # Accelerate looks for notebook widgets, which this package does not use, and warns where there are none.
     warnings.filterwarnings("ignore", message="IProgress not found")
@@ -80,15 +100,20 @@ def fit(
     loader = make_loader(train, batch_size, shuffle=True, seed=seed)
     generator = loader.generator
     steps = epochs * len(loader)
-    opt = make_optimizer(part, optimizer, lr, weight_decay)
-    scheduler = make_schedule(opt, schedule, lr, steps, len(loader), decay)
+    slow = model.backbone if backbone_lr is not None else None
+    opt = make_optimizer(part, optimizer, lr, weight_decay, slow, backbone_lr)
+    scheduler = make_schedule(opt, schedule, steps, len(loader), decay)
+    average = AveragedModel(part, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+    plain = part
     val_loader = make_loader(val.view(0) if isinstance(val, CachedFeatures) else val, 2 * batch_size)
     part, opt, loader, val_loader = accelerator.prepare(part, opt, loader, val_loader)
     loss_function = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
     progress_file = Path(f"{checkpoint}.resume.pt") if checkpoint else None
     run = json.dumps([settings, model.config, model.weights, _fingerprint(train), _fingerprint(val)])
-    rows, best = _resume(progress_file, run, model, opt, scheduler)
+    if checkpoint and (rows := _finished(Path(checkpoint), run, model)):
+        return _as_history(rows)
+    rows, best = _resume(progress_file, run, model, opt, scheduler, average)
     bar = tqdm(total=epochs, initial=len(rows), unit="epoch", disable=not progress, leave=False)
     for epoch in range(len(rows), epochs):
         if _is_over(rows, patience):
@@ -97,12 +122,16 @@ def fit(
         torch.manual_seed(seed * 100_003 + epoch)
         generator.manual_seed(seed * 100_003 + epoch)
         began = time.perf_counter()
-        train_loss, train_accuracy = train_one_epoch(part, loader, opt, scheduler, loss_function, accelerator)
+        train_loss, train_accuracy = train_one_epoch(
+            part, loader, opt, scheduler, loss_function, accelerator, mix=mix, average=average, plain=plain
+        )
         if not math.isfinite(train_loss):
             raise FloatingPointError(
                 f"The loss is {train_loss} in epoch {epoch + 1}: lower lr (now {lr}) and start again."
             )
-        val_loss, val_accuracy = evaluate(part, val_loader)
+        with _averaged(plain, average):
+            val_loss, val_accuracy = evaluate(part, val_loader)
+            kept = {k: v.clone() for k, v in changed_state(model).items()}
         rows.append(
             {
                 "epoch": epoch + 1,
@@ -115,9 +144,9 @@ def fit(
             }
         )
         if val_accuracy >= max(row["val_accuracy"] for row in rows):
-            best = {k: v.clone() for k, v in changed_state(model).items()}
+            best = kept
         if progress_file:
-            _save_progress(progress_file, run, model, opt, scheduler, rows, best)
+            _save_progress(progress_file, run, model, opt, scheduler, average, rows, best)
         bar.set_postfix_str(f"validation accuracy {val_accuracy:.1%}")
         bar.update()
     bar.close()
@@ -125,22 +154,72 @@ def fit(
     model.load_state_dict(best, strict=False)
     model.eval()
     if checkpoint:
-        save_model(model, checkpoint, settings=settings, history=rows)
+        save_model(model, checkpoint, settings=settings, history=rows, run=_digest(run))
         progress_file.unlink(missing_ok=True)
-    return pd.DataFrame(rows).set_index("epoch")
+    return _as_history(rows)
 
 
-def train_one_epoch(model, loader, optimizer, scheduler, loss_function, accelerator) -> tuple[float, float]:
-    """One pass over ``loader`` with a step per batch; returns (mean loss, accuracy), both over samples."""
+def fit_phases(
+    model: Classifier,
+    train: Dataset,
+    val: Dataset,
+    phases: Sequence[dict],
+    *,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """:func:`fit` in phases that unfreeze more and more; returns one history with a column ``phase`` (from 1).
+
+    A phase is a dict with ``trainable`` (see :func:`~fmnist_utils.models.set_trainable`) and arguments of :func:`fit`;
+    each starts from the best weights of the one before (Howard & Ruder, 2018, arXiv:1801.06146, call it gradual
+    unfreezing). Cached features must have a border that the last phase allows: ``cache_features(…, border=…)``.
+    ``checkpoint`` is the name of each phase's files, with ``-phase1`` and so on behind it.
+
+    Raises ``ValueError`` for phases that freeze again what was trained, and whatever :func:`fit` raises. Explained in
+    notebooks/04_resnet50_fine_tuning.ipynb.
+    """
+    histories, counts = [], []
+    for before, phase in enumerate(phases):
+        arguments = dict(phase)
+        set_trainable(model, arguments.pop("trainable"))
+        counts.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
+        if counts != sorted(counts):
+            raise ValueError(
+                f"Phase {before + 1} trains fewer layers than the one before: order the phases the other way."
+            )
+        name = f"{checkpoint}-phase{before + 1}" if checkpoint else None
+        history = fit(model, train, val, **arguments, checkpoint=name, seed=seed + 1000 * before, progress=progress)
+        histories.append(history.assign(phase=before + 1, trainable=counts[-1]).reset_index(drop=True))
+    history = pd.concat(histories, ignore_index=True)
+    history.index = pd.RangeIndex(1, len(history) + 1, name="epoch")
+    return history
+
+
+def train_one_epoch(
+    model, loader, optimizer, scheduler, loss_function, accelerator, mix=None, average=None, plain=None
+) -> tuple[float, float]:
+    """One pass over ``loader`` with a step per batch; returns (mean loss, accuracy), both over samples.
+
+    With ``mix`` an image counts as recognised when the class with the larger share is predicted. ``average`` (an
+    ``AveragedModel`` of ``plain``, which is ``model`` without wrappers) is updated after each step.
+    """
+    mixer = {"mixup": MixUp, "cutmix": CutMix}[mix](num_classes=len(CLASSES)) if mix else None
     model.train()
     loss_sum, correct, count = 0.0, 0, 0
     for inputs, labels in loader:
+        targets = labels
+        if mixer:
+            mixed, targets = mixer(inputs[:, None].float(), labels)
+            inputs, labels = mixed[:, 0].round().to(torch.uint8), targets.argmax(1)
         logits = model(as_input(inputs))
-        loss = loss_function(logits, labels)
+        loss = loss_function(logits, targets)
         optimizer.zero_grad()
         accelerator.backward(loss)
         optimizer.step()
         scheduler.step()
+        if average is not None:
+            average.update_parameters(plain)
         # Sums stay on the device: asking for a number in every step would make a GPU wait.
         loss_sum += loss.detach() * len(labels)
         correct += (logits.argmax(1) == labels).sum()
@@ -169,27 +248,42 @@ def _trainable_part(model: Classifier, train: Dataset, val: Dataset) -> nn.Modul
         raise ValueError("train and val must both be images or both be cached features.")
     train.check(model)
     val.check(model)
-    return model.split()[1]
+    if train.border != val.border:
+        raise ValueError(
+            f"train was cached at border {train.border}, val at border {val.border}: use the same for both."
+        )
+    return model.split(train.border)[1]
 
 
-def make_optimizer(model: nn.Module, name: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Adam, AdamW or SGD (Nesterov momentum 0.9) over the trainable parameters. Biases and norms are not decayed."""
-    _check_name("optimizer", name, OPTIMIZERS)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def make_optimizer(
+    model: nn.Module,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    slow: nn.Module | None = None,
+    slow_lr: float | None = None,
+) -> torch.optim.Optimizer:
+    """Adam, AdamW or SGD (Nesterov momentum 0.9) over the trainable parameters. Biases and norms are not decayed.
+
+    Parameters of ``slow`` (a part of ``model``) get the rate ``slow_lr`` in groups of their own, behind the others.
+    """
+    check_name("optimizer", name, OPTIMIZERS)
+    slow_ids = {id(p) for p in slow.parameters()} if slow is not None else set()
+    groups: dict[tuple, list] = {}
+    for p in sorted((p for p in model.parameters() if p.requires_grad), key=lambda p: id(p) in slow_ids):
+        rate = slow_lr if id(p) in slow_ids else lr
+        groups.setdefault((id(p) in slow_ids, rate, weight_decay if p.ndim > 1 else 0.0), []).append(p)
+    groups = [{"params": own, "lr": rate, "weight_decay": decay} for (_, rate, decay), own in groups.items()]
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
     return (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(groups, lr=lr)
 
 
-def make_schedule(optimizer, name: str, lr: float, steps: int, steps_per_epoch: int, decay: float) -> LRScheduler:
-    """The learning-rate schedule ``name``, stepped once per batch."""
-    _check_name("schedule", name, SCHEDULES)
+def make_schedule(optimizer, name: str, steps: int, steps_per_epoch: int, decay: float) -> LRScheduler:
+    """The learning-rate schedule ``name`` from each group's own rate, stepped once per batch."""
+    check_name("schedule", name, SCHEDULES)
     if name == "one-cycle":
-        return OneCycleLR(optimizer, max_lr=lr, total_steps=steps + 1)
+        return OneCycleLR(optimizer, max_lr=[group["lr"] for group in optimizer.param_groups], total_steps=steps + 1)
     if name == "cosine":
         return CosineAnnealingLR(optimizer, T_max=steps)
     return ExponentialLR(optimizer, gamma=decay ** (1 / steps_per_epoch) if name == "exponential" else 1.0)
@@ -216,13 +310,51 @@ def _is_over(rows: list[dict], patience: int | None) -> bool:
     return len(rows) - 1 - accuracies.index(max(accuracies)) >= patience
 
 
-def _save_progress(path: Path, run: str, model, optimizer, scheduler, rows, best) -> None:
+def _as_history(rows: list[dict]) -> pd.DataFrame:
+    return pd.DataFrame(rows).set_index("epoch")
+
+
+def _digest(run: str) -> str:
+    return hashlib.sha256(run.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _averaged(model: nn.Module, average: AveragedModel | None):
+    """Within it ``model`` has the averaged weights, if there are any."""
+    if average is None:
+        yield
+        return
+    own = copy.deepcopy(model.state_dict())
+    model.load_state_dict(average.module.state_dict())
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)
+
+
+def _finished(path: Path, run: str, model: Classifier) -> list[dict]:
+    """The history of a finished training of the same settings, whose weights are loaded into ``model``, or []."""
+    card = path.with_name(path.name + ".json")
+    if not card.is_file():
+        return []
+    try:
+        found = json.loads(card.read_text(encoding="utf-8"))
+    except ValueError:
+        return []  # damaged: trained anew and replaced
+    if found.get("run") != _digest(run):
+        return []
+    load_state(model, path)
+    return found["history"]
+
+
+def _save_progress(path: Path, run: str, model, optimizer, scheduler, average, rows, best) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         "run": run,
         "model": changed_state(model),
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
+        "average": average.state_dict() if average is not None else None,
         "rows": rows,
         "best": best,
     }
@@ -230,7 +362,7 @@ def _save_progress(path: Path, run: str, model, optimizer, scheduler, rows, best
         torch.save(state, temporary)
 
 
-def _resume(path: Path | None, run: str, model, optimizer, scheduler) -> tuple[list[dict], dict]:
+def _resume(path: Path | None, run: str, model, optimizer, scheduler, average) -> tuple[list[dict], dict]:
     if path is None or not path.is_file():
         return [], {}
     state = torch.load(path, map_location="cpu", weights_only=True)
@@ -241,4 +373,6 @@ def _resume(path: Path | None, run: str, model, optimizer, scheduler) -> tuple[l
     model.load_state_dict(state["model"], strict=False)
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
+    if average is not None:
+        average.load_state_dict(state["average"])
     return state["rows"], state["best"]
