@@ -24,6 +24,7 @@ MIRROR = Augment(flip=1.0)
 IMAGES = (300, 20_000, 55_000)
 #: Sides in pixels that ResNet50 sees: on a CPU a small picture, so that a run takes minutes.
 RESNET_PIXELS = (32, 32, 224)
+RESNET_IMAGES = (300, 10_000, 55_000)
 #: What most descriptions of this task train with; the rate falls by a tenth per epoch.
 ADAM = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "schedule": "exponential"}
 
@@ -91,6 +92,7 @@ RECIPES = {
         "phases": [
             {"trainable": 10, "epochs": 10, **ADAM, "batch_size": 64},
         ],
+        "images": RESNET_IMAGES,
     },
     "resnet50-linear": {
         "model": {
@@ -110,7 +112,7 @@ RECIPES = {
                 "weight_decay": 0.0,
             },
         ],
-        "images": (64, 5_000, 55_000),
+        "images": (64, 3_000, 55_000),
     },
     # The baseline from scratch; its images are mirrored when testing, too.
     "small-cnn": {
