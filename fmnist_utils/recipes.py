@@ -75,23 +75,15 @@ RECIPES = {
     "resnet50-two-phase": {
         "model": {"name": "resnet50", "head": "gap-256", "image_size": RESNET_PIXELS},
         "phases": [
-            {"trainable": "head", "epochs": 10, "optimizer": "adam", "weight_decay": 1e-4, "schedule": "exponential"},
-            {
-                "trainable": 16,
-                "epochs": 5,
-                "optimizer": "adam",
-                "lr": 1e-5,
-                "weight_decay": 1e-4,
-                "schedule": "constant",
-            },
+            {"trainable": "head", "epochs": 10, **ADAM, "weight_decay": 1e-4},
+            {"trainable": 16, "epochs": 5, **ADAM, "weight_decay": 1e-4, "lr": 1e-5, "schedule": "constant"},
         ],
+        "images": RESNET_IMAGES,
     },
     # Published with batches of 16; four times as many images keep the cores busy at the same rate.
     "resnet50-two-hidden": {
         "model": {"name": "resnet50", "head": "gap-256-128", "image_size": RESNET_PIXELS},
-        "phases": [
-            {"trainable": 10, "epochs": 10, **ADAM, "batch_size": 64},
-        ],
+        "phases": [{"trainable": 10, "epochs": 10, **ADAM, "batch_size": 64}],
         "images": RESNET_IMAGES,
     },
     "resnet50-linear": {
@@ -102,15 +94,8 @@ RECIPES = {
             "augment": Augment(flip=0.5, rotation=10),
         },
         "phases": [
-            {"trainable": "head", "epochs": 15, "optimizer": "adam", "weight_decay": 0.0, "schedule": "exponential"},
-            {
-                "trainable": "all",
-                "epochs": 5,
-                "optimizer": "adam",
-                "lr": 1e-3,
-                "backbone_lr": 3e-4,
-                "weight_decay": 0.0,
-            },
+            {"trainable": "head", "epochs": 15, **ADAM},
+            {"trainable": "all", "epochs": 5, **ADAM, "backbone_lr": 3e-4, "schedule": "one-cycle"},
         ],
         "images": (64, 3_000, 55_000),
     },
