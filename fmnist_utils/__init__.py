@@ -1,8 +1,8 @@
 """Helpers for the Fashion-MNIST transfer-learning course.
 
 The notebooks explain every function once and import it afterwards; each docstring names its notebook.
-Data flows one way: ``data -> preprocess -> models -> cache -> train -> evaluate -> plots``; ``recipes`` names whole
-runs.
+Data flows one way: ``data -> preprocess -> models -> cache -> train -> evaluate -> plots``; ``recipes`` (whole
+runs by name) and ``explain`` (Grad-CAM) sit on top.
 """
 
 import os

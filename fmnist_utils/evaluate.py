@@ -40,7 +40,7 @@ def predict(model: Classifier, data: Dataset, batch_size: int = 250, flip: bool 
         views = [data.view(i) for i in range(len(data.features))]
     else:
         views = [data, FashionMNIST(data.images.flip(-1), data.labels, data.source)] if flip else [data]
-    part = (model.split(data.border)[1] if cached else model).eval().to(device)
+    part = (model.split(data.border)[1] if cached else model).eval().to(device, memory_format=torch.channels_last)
     means = 0
     for view in views:
         logits = [part(as_input(inputs).to(device)) for inputs, _ in make_loader(view, batch_size)]
@@ -207,10 +207,10 @@ def save_result(
             # Logarithms, because float16 holds no probability below 6e-8.
             logs = {k: np.log(np.maximum(v, 1e-12)).astype(np.float16) for k, v in predictions.items()}
             np.savez_compressed(file, **logs)
-    _write(path, json.dumps(result, indent=1) + "\n")
+    write_text(path, json.dumps(result, indent=1) + "\n")
     readme = folder.parent / "README.md"
     if profile() != "smoke" and readme.is_file():
-        _write(readme, with_results_table(readme.read_text(encoding="utf-8"), folder))
+        write_text(readme, with_results_table(readme.read_text(encoding="utf-8"), folder))
     return path
 
 
@@ -235,11 +235,11 @@ def save_benchmark(
         **extra,
     }
     path = folder / "benchmarks" / f"{name}-{profile()}.json"
-    _write(path, json.dumps(benchmark, indent=1) + "\n")
+    write_text(path, json.dumps(benchmark, indent=1) + "\n")
     return path
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
@@ -280,9 +280,12 @@ def results_table(folder: Path = ROOT / "results") -> str:
         if run["hardware.device"] != "cpu":
             device = run["hardware.gpu"] if run["hardware.device"] == "cuda" else f"Apple GPU ({run['hardware.cpu']})"
         weights = "ImageNet" if run["weights"].startswith("imagenet") else "random"
+        accuracy = f"{run['metrics.test_accuracy']:.2%}"
+        if len(run["seeds"]) > 1:
+            accuracy += f" ± {100 * run['metrics.test_accuracy_sd']:.2f} ({len(run['seeds'])} seeds)"
         lines.append(
             f"| `{run['recipe']}-{run['profile']}` | {weights} | {run['train_images']:,} | {run['image_size']} px "
-            f"| {run['metrics.test_accuracy']:.2%} | {run['metrics.macro_f1']:.4f} | {run['parameters.trainable']:,} "
+            f"| {accuracy} | {run['metrics.macro_f1']:.4f} | {run['parameters.trainable']:,} "
             f"| {run['seconds.total'] / 60:.1f} min | {device} |"
         )
     return "\n".join(lines)

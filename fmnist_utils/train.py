@@ -88,12 +88,17 @@ def fit(
         if isinstance(train, CachedFeatures):
             raise ValueError(f"mix={mix!r} mixes images, which cached features are not: pass the images to fit().")
 
+    part = _trainable_part(model, train, val).to(memory_format=torch.channels_last)
+    run = json.dumps([settings, model.config, model.weights, _fingerprint(train), _fingerprint(val)])
+    if checkpoint and (rows := _finished(Path(checkpoint), run, model)):
+        model.eval()
+        return _as_history(rows)
+
     # Accelerate looks for notebook widgets, which this package does not use, and warns where there are none.
     warnings.filterwarnings("ignore", message="IProgress not found")
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    part = _trainable_part(model, train, val).to(memory_format=torch.channels_last)
     AcceleratorState._reset_state()  # or the precision of a process's first training would bind all later ones
     accelerator = Accelerator(mixed_precision=_precision(mixed_precision))
     model.to(accelerator.device)
@@ -110,9 +115,6 @@ def fit(
     loss_function = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
     progress_file = Path(f"{checkpoint}.resume.pt") if checkpoint else None
-    run = json.dumps([settings, model.config, model.weights, _fingerprint(train), _fingerprint(val)])
-    if checkpoint and (rows := _finished(Path(checkpoint), run, model)):
-        return _as_history(rows)
     rows, best = _resume(progress_file, run, model, opt, scheduler, average)
     bar = tqdm(total=epochs, initial=len(rows), unit="epoch", disable=not progress, leave=False)
     for epoch in range(len(rows), epochs):

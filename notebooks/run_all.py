@@ -16,7 +16,7 @@ import psutil
 from nbclient import NotebookClient
 
 from fmnist_utils import ROOT, profile
-from fmnist_utils.evaluate import _write, hardware, versions
+from fmnist_utils.evaluate import hardware, versions, write_text
 
 
 class MeasuredClient(NotebookClient):
@@ -54,7 +54,7 @@ def execute(path) -> dict[str, float]:
         if cell.cell_type == "code":  # a finished progress bar leaves an output of blanks
             cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text.strip()]
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
-    _write(path, nbformat.writes(notebook) + "\n")
+    write_text(path, nbformat.writes(notebook) + "\n")
     return {"seconds": round(seconds, 1), "peak_memory_mb": round(client.peak_mb)}
 
 
@@ -73,7 +73,7 @@ def main() -> None:
         print("{seconds:.0f} s, at most {peak_memory_mb:,} MB of memory".format(**times[path.stem]), flush=True)
         record = {"name": name, "profile": profile(), "notebooks": dict(sorted(times.items()))}
         record |= {"hardware": hardware(), "versions": versions(), "date": datetime.date.today().isoformat()}
-        _write(output, json.dumps(record, indent=1) + "\n")
+        write_text(output, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

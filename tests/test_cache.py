@@ -169,7 +169,7 @@ def test_features_in_memory_and_on_disk_are_the_same(small_vgg, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_interrupted_passleaves_no_file(small_vgg, tiny, tmp_path, error):
+def test_interrupted_pass_leaves_no_file(small_vgg, tiny, tmp_path, error):
     model, seen = small_vgg().train(), []
 
     def interrupt(layer, inputs, output):
@@ -263,7 +263,7 @@ def test_short_passes_and_machines_without_compiler_stay_eager(small_vgg, tiny, 
     assert cached(small_vgg(), tiny, batch_size=30).report.engine == "eager"
 
 
-def test_progress_barleaves_no_widget_in_saved_notebooks():
+def test_progress_bar_leaves_no_widget_in_saved_notebooks():
     assert cache.tqdm.__module__ == "tqdm.std"
 
 

@@ -458,7 +458,7 @@ def test_label_10_in_csv(tmp_path):
         data.read_csv(tmp_path / "bad.csv")
 
 
-def test_write_csvleaves_nothing_behind(tmp_path, test_set, monkeypatch):
+def test_write_csv_leaves_nothing_behind(tmp_path, test_set, monkeypatch):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "some.csv").write_text("old")

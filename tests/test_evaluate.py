@@ -325,5 +325,5 @@ def test_result_files_are_written_beside_and_moved(project, monkeypatch, small_v
 
     monkeypatch.setattr(type(path), "write_text", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        evaluate._write(path, "{}")
+        evaluate.write_text(path, "{}")
     assert path.read_bytes() == before and names_in(path.parent) == [path.name]

@@ -238,7 +238,7 @@ def test_every_head_preset_starts_near_the_loss_of_guessing_on_scaled_features(t
         (8, {"block1.2", "block2.5", "block2.7"}),
     ],
 )
-def test_freezingleaves_exactly_the_chosen_layers_trainable(small_vgg, trainable, expected):
+def test_freezing_leaves_exactly_the_chosen_layers_trainable(small_vgg, trainable, expected):
     model = small_vgg(cut_after="block2", trainable=trainable)
     found = {name.rpartition(".")[0] for name, p in model.backbone.named_parameters() if p.requires_grad}
     assert found == expected
@@ -305,7 +305,7 @@ def test_split_cuts_after_the_frozen_layers_where_least_has_to_be_stored(images,
     assert activation.numel() == min(sizes)
 
 
-def test_splitleaves_no_frozen_layer_of_the_backbone_to_be_computed_again(small_vgg):
+def test_split_leaves_no_frozen_layer_of_the_backbone_to_be_computed_again(small_vgg):
     prefix, rest = small_vgg(cut_after="block2", trainable=3).split()
     assert sum(isinstance(layer, nn.Conv2d) for layer in prefix) == 3
     assert sum(isinstance(layer, nn.Conv2d) for layer in rest) == 1
@@ -321,7 +321,7 @@ def test_the_seed_alone_decides_the_initial_weights(small_vgg):
 
 
 @pytest.mark.parametrize("name", ["vgg16", "small_cnn"])
-def test_building_a_modelleaves_the_global_generator_alone(name):
+def test_building_a_model_leaves_the_global_generator_alone(name):
     before = torch.get_rng_state()
     build_model(name, weights=None, head=(0, 1, (8,), False), cut_after="block1")
     assert torch.equal(torch.get_rng_state(), before)
@@ -543,7 +543,7 @@ def test_checkpoint_that_cannot_be_right_is_refused(small_vgg, tmp_path, spoil, 
         load_model(tmp_path / "model")
 
 
-def test_failed_saveleaves_the_earlier_model_whole(small_vgg, tmp_path, images):
+def test_failed_save_leaves_the_earlier_model_whole(small_vgg, tmp_path, images):
     model = small_vgg()
     save_model(model, tmp_path / "model")
     with pytest.raises(TypeError):

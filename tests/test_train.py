@@ -365,5 +365,5 @@ def test_precision_can_differ_from_one_training_to_the_next(small_vgg, tiny, tin
         assert model(tiny.images[:2]).dtype == torch.float32
 
 
-def test_progress_barleaves_no_widget_in_saved_notebooks():
+def test_progress_bar_leaves_no_widget_in_saved_notebooks():
     assert train.tqdm.__module__ == "tqdm.std"
