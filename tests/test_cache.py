@@ -11,7 +11,7 @@ from torchvision.models import vgg16
 from fmnist_utils import ROOT, cache
 from fmnist_utils.cache import CachedFeatures, PrefixPass, cache_features, find_compiler
 from fmnist_utils.data import FashionMNIST
-from fmnist_utils.models import build_model
+from fmnist_utils.models import build_model, set_trainable
 from fmnist_utils.preprocess import VGG_ORIGINAL_STATS, Augment
 
 POOL = 2  # the side to which small_vgg's head, and so the frozen part in front of it, pools
@@ -129,6 +129,32 @@ def test_key_is_the_same_for_the_same_computation(small_vgg, tiny):
 def test_key_changes_with_everything_that_decides_the_features(small_vgg, tiny, change):
     model, data, settings = change(small_vgg, tiny)
     assert cached(model, data, **settings).key != cached(small_vgg(), tiny).key
+
+
+def test_earlier_border_stores_what_the_layers_in_front_of_it_make(small_vgg, tiny, torchvision_block1):
+    model = small_vgg()
+    found = cached(model, tiny, border=3)
+    with torch.no_grad():
+        expected = torchvision_block1[:2](model.preprocess(tiny.images))
+    assert_close_in_float16(found.features[0], expected)
+    assert found.border == found.view(0).border == 3
+    assert found.key != cached(model, tiny).key
+
+
+def test_features_are_refused_once_a_layer_in_front_of_their_border_learns(small_vgg, tiny):
+    model = small_vgg()
+    late, early = cached(model, tiny), cached(model, tiny, border=3)
+    late.check(model)
+    set_trainable(model, 3)  # the second convolution, ReLU and pooling
+    early.check(model)
+    with pytest.raises(ValueError, match="learn now"):
+        late.check(model)
+    set_trainable(model, "head")
+    late.check(model)
+    with torch.no_grad():
+        model.backbone[0][0].bias += 1
+    with pytest.raises(ValueError, match="other frozen layers"):
+        early.check(model)
 
 
 @pytest.mark.parametrize(
@@ -271,8 +297,8 @@ def test_frozen_layers_of_a_model_from_scratch_can_be_cached(tiny):
     model = build_model("small_cnn", weights=None, trainable="head", head=(0, 4, (16,), False))
     found = cached(model, tiny)
     with torch.no_grad():
-        # 128 channels of 3x3 are less than what pooling to 4x4 makes of them.
-        expected = model.backbone(model.preprocess(tiny.images))
+        # 128 channels of 7x7 are more than what pooling to 4x4 makes of them.
+        expected = F.adaptive_avg_pool2d(model.backbone(model.preprocess(tiny.images)), 4).flatten(1)
     assert_close_in_float16(found.features[0], expected)
 
 

@@ -1,6 +1,7 @@
 """`fmnist_utils.evaluate` against scikit-learn, and README against the files under results/."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -14,14 +15,20 @@ import fmnist_utils
 from fmnist_utils import ROOT, evaluate
 from fmnist_utils.cache import cache_features
 from fmnist_utils.evaluate import (
+    accuracy_interval,
+    fit_temperature,
+    load_predictions,
     load_results,
+    mcnemar,
     peak_memory_mb,
     predict,
+    reliability,
     results_table,
     save_benchmark,
     save_result,
     score,
     with_results_table,
+    with_temperature,
 )
 from fmnist_utils.preprocess import Augment
 
@@ -97,6 +104,126 @@ def test_predictions_on_several_views_are_their_mean(small_vgg, tiny):
     np.testing.assert_allclose(predict(model, features), expected, atol=5e-3)
 
 
+def test_predictions_with_flip_are_the_mean_over_each_image_and_its_mirror_image(small_vgg, tiny):
+    model = small_vgg(augment=Augment(rotation=30))
+    mirrored = type(tiny)(torch.from_numpy(np.flip(tiny.images.numpy(), axis=2).copy()), tiny.labels)
+    expected = (predict(model, tiny) + predict(model, mirrored)) / 2
+    found = predict(model, tiny, flip=True)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(found - predict(model, tiny)).max() > 0.01
+    with pytest.raises(ValueError, match="cannot be mirrored"):
+        predict(model, cache_features(model, tiny, device="cpu", verbose=False), flip=True)
+
+
+# ----------------------------------------------------------------------------------- intervals, comparison, calibration
+
+
+@pytest.mark.parametrize(("correct", "count"), [(0, 50), (50, 50), (37, 50), (9412, 10_000)])
+def test_interval_is_wilsons(correct, count):
+    z, p = 1.959963984540054, correct / count  # the 97.5% point of the normal distribution
+    centre = (p + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * np.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    np.testing.assert_allclose(accuracy_interval(correct, count), (centre - half, centre + half), atol=1e-9)
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (5, 5), (1, 8), (12, 3), (60, 95)])
+def test_mcnemar_is_the_exact_binomial_test(only_a, only_b):
+    correct_a = np.array([True] * 20 + [False] * 7 + [True] * only_a + [False] * only_b)
+    correct_b = np.array([True] * 20 + [False] * 7 + [False] * only_a + [True] * only_b)
+    # Twice the smaller tail of tossing a fair coin once per image that only one model gets right.
+    n, fewer = only_a + only_b, min(only_a, only_b)
+    tail = sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
+    found = mcnemar(correct_a, correct_b)
+    assert (found["only_a"], found["only_b"]) == (only_a, only_b)
+    assert found["p_value"] == pytest.approx(min(1, 2 * tail), rel=1e-9)
+
+
+def overconfident(count: int, factor: float) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+    """(probabilities whose logits are `factor` times too large, the true ones, labels drawn from the true ones)."""
+    generator = np.random.default_rng(0)
+    logits = 1.5 * generator.normal(size=(count, 10))
+
+    def softmax(x):
+        return np.exp(x) / np.exp(x).sum(1, keepdims=True)
+
+    true = softmax(logits)
+    labels = (generator.random((count, 1)) > true.cumsum(1)).sum(1)
+    return softmax(factor * logits), true, torch.from_numpy(labels)
+
+
+@pytest.mark.parametrize("bins", [15, 4])
+def test_calibration_error_is_that_of_a_plain_loop(bins):
+    probabilities, _, labels = overconfident(500, 2.0)
+    # Confidences of exactly 1, and exactly on a border between bins, too.
+    probabilities[0], probabilities[1] = np.eye(10)[3], [0.5, 0.5, *[0] * 8]
+    expected, rows = 0.0, []
+    for i in range(bins):
+        chosen = [k for k in range(500) if i / bins < probabilities[k].max() <= (i + 1) / bins]
+        if chosen:
+            confidence = sum(probabilities[k].max() for k in chosen) / len(chosen)
+            accuracy = sum(probabilities[k].argmax() == int(labels[k]) for k in chosen) / len(chosen)
+            expected += len(chosen) / 500 * abs(confidence - accuracy)
+            rows.append([confidence, accuracy, len(chosen)])
+    table, error = reliability(probabilities, labels, bins)
+    assert error == pytest.approx(expected, rel=1e-9) and error > 0.05
+    np.testing.assert_allclose(table[["confidence", "accuracy", "count"]], rows)
+
+
+@pytest.mark.parametrize("factor", [2.5, 0.6])
+def test_temperature_is_found_again_and_is_the_best_of_a_fine_grid(factor):
+    probabilities, true, labels = overconfident(3000, factor)
+    found = fit_temperature(probabilities, labels)
+    assert found == pytest.approx(factor, rel=0.06)
+
+    def loss(temperature: float) -> float:
+        powers = probabilities ** (1 / temperature)
+        return -np.log(powers[np.arange(3000), labels] / powers.sum(1)).mean()
+
+    grid = factor * np.linspace(0.9, 1.1, 401)
+    assert found == pytest.approx(grid[np.argmin([loss(t) for t in grid])], abs=2 * (grid[1] - grid[0]))
+    np.testing.assert_allclose(with_temperature(probabilities, factor), true, atol=1e-6)
+
+
+def test_temperature_is_scikit_learns():
+    frozen = pytest.importorskip("sklearn.frozen")
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.calibration import CalibratedClassifierCV
+
+    class Logits(ClassifierMixin, BaseEstimator):
+        classes_ = np.arange(10)
+
+        def fit(self, X, y):
+            return self
+
+        def __sklearn_is_fitted__(self):
+            return True
+
+        def decision_function(self, X):
+            return X
+
+        def predict(self, X):
+            return X.argmax(1)
+
+    probabilities, _, labels = overconfident(1000, 2.0)
+    logits = np.log(probabilities)
+    calibrated = CalibratedClassifierCV(frozen.FrozenEstimator(Logits()), method="temperature", ensemble=False)
+    if "temperature" not in calibrated._parameter_constraints["method"][0].options:
+        pytest.skip("scikit-learn has it from version 1.8 on")
+    expected = calibrated.fit(logits, labels.numpy()).predict_proba(logits)
+    found = with_temperature(probabilities, fit_temperature(probabilities, labels))
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_temperature_changes_confidences_and_no_prediction(temperature):
+    probabilities, _, _ = overconfident(300, 3.0)
+    found = with_temperature(probabilities.astype(np.float32), temperature)
+    np.testing.assert_array_equal(found.argmax(1), probabilities.argmax(1))
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-9)
+    change = (found.max(1) - probabilities.max(1))[probabilities.max(1) < 0.99]
+    assert {0.3: (change > 0).all(), 1.0: np.abs(change).max() < 1e-6, 4.0: (change < 0).all()}[temperature]
+
+
 def test_peak_memory_is_at_least_what_the_process_has_now():
     now = psutil.Process().memory_info().rss / 1e6
     assert 0.9 * now < peak_memory_mb() < 100_000
@@ -113,7 +240,7 @@ def test_result_has_exactly_the_keys_of_the_schema(small_vgg, project):
     path = record(project, model, seeds=(0, 1))
     assert path == project / "results" / "vgg16-frozen-smoke.json"
     result = json.loads(path.read_text(encoding="utf-8"))
-    assert set(result) == RESULT_KEYS
+    assert set(result) == RESULT_KEYS | {"mflops_per_image"}  # which the first recorded runs do not have
     assert set(result["parameters"]) == {"total", "trainable"} and {"device", "cpu", "cores"} <= set(result["hardware"])
     assert {"python", "torch", "numpy"} <= set(result["versions"])
     assert result["metrics"] == METRICS | {"test_accuracy": 0.91235}
@@ -159,6 +286,36 @@ def test_recorded_runs_appear_in_the_readme_between_the_markers_best_first(small
     assert names_in(project) == ["README.md", "results"]
     assert list(load_results(project / "results")["metrics.test_accuracy"]) == [0.91235, 0.85]
     assert with_results_table(readme, project / "results") == readme
+
+
+def test_runs_of_several_seeds_show_their_deviation(small_vgg, project, monkeypatch):
+    monkeypatch.setenv("FMNIST_PROFILE", "cpu")
+    record(project, small_vgg(), seeds=(0, 1, 2), metrics=METRICS | {"test_accuracy_sd": 0.00123})
+    assert "| 91.23% ± 0.12 (3 seeds) |" in results_table(project / "results")
+
+
+def test_predictions_of_a_run_return_within_the_precision_of_float16(small_vgg, project):
+    probabilities, true, _ = overconfident(200, 4.0)
+    path = record(project, small_vgg(), predictions={"val": true[:50], "test": probabilities.astype(np.float32)})
+    for split, expected in (("val", true[:50]), ("test", probabilities)):
+        found = load_predictions(path.stem, split, folder=project / "results")
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)
+        # A logarithm is off by 2**-11 of itself at most, and -p log p is never above 0.37; so is what scales the sum.
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+        np.testing.assert_allclose(found, expected, rtol=0.02, atol=1.1e-12)  # 2**-11 of 27; nothing below 1e-12
+    assert names_in(project / "results" / "predictions") == ["vgg16-frozen-smoke.npz"]
+    assert names_in(path.parent) == ["predictions", path.name]
+
+
+def test_missing_predictions_are_an_error_that_names_those_there_are(small_vgg, project):
+    folder = project / "results"
+    with pytest.raises(FileNotFoundError, match="'small-cnn-full'.*there are: none"):
+        load_predictions("small-cnn-full", folder=folder)
+    for recipe in ("b", "a"):
+        record(project, small_vgg(), recipe, predictions={"test": np.full((2, 10), 0.1)})
+    with pytest.raises(FileNotFoundError, match="there are: a-smoke, b-smoke"):
+        load_predictions("small-cnn-full", folder=folder)
 
 
 def test_readme_without_markers_stays_as_it_is(project):

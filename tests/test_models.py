@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from torchvision import transforms
-from torchvision.models import vgg16
+from torchvision.models import resnet50, vgg16
 
 from fmnist_utils import ROOT, models
-from fmnist_utils.models import WeightsUnavailable, build_model, load_model, save_model, summary
+from fmnist_utils.models import WeightsUnavailable, build_model, load_model, save_model, set_trainable, summary
 from fmnist_utils.preprocess import FASHION_MNIST_STATS, IMAGENET_STATS, VGG_ORIGINAL_STATS, Augment, Preprocess
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -33,6 +34,31 @@ VGG16_CONVOLUTIONS = {
 }
 # Where torchvision's `vgg16().features` has its pooling layers.
 POOLING = {"block1": 4, "block2": 9, "block3": 16, "block4": 23, "block5": 30}
+
+
+# What the two downloads are called; torch checks the first digits of their SHA-256 against the name.
+PUBLISHED = {"vgg16": "vgg16-88682ab5.pth", "resnet50": "resnet50-0676ba61.pth"}
+
+# The last 16 layers of ResNet50 as Keras publishes their names (keras.applications.ResNet50), and what torchvision
+# calls them; its one ReLU per block is called three times, and its addition has no name.
+KERAS_LAST_16 = {
+    "conv5_block2_2_bn": "layer4.1.bn2",
+    "conv5_block2_2_relu": "layer4.1.relu",
+    "conv5_block2_3_conv": "layer4.1.conv3",
+    "conv5_block2_3_bn": "layer4.1.bn3",
+    "conv5_block2_add": None,
+    "conv5_block2_out": "layer4.1.relu",
+    "conv5_block3_1_conv": "layer4.2.conv1",
+    "conv5_block3_1_bn": "layer4.2.bn1",
+    "conv5_block3_1_relu": "layer4.2.relu",
+    "conv5_block3_2_conv": "layer4.2.conv2",
+    "conv5_block3_2_bn": "layer4.2.bn2",
+    "conv5_block3_2_relu": "layer4.2.relu",
+    "conv5_block3_3_conv": "layer4.2.conv3",
+    "conv5_block3_3_bn": "layer4.2.bn3",
+    "conv5_block3_add": None,
+    "conv5_block3_out": "layer4.2.relu",
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +79,8 @@ def elsewhere(tmp_path, monkeypatch):
     """A project folder and a torch cache, both empty, and a download address that leads nowhere."""
     monkeypatch.setattr(models, "ROOT", tmp_path / "project")
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    monkeypatch.setattr(models, "_VGG16_URL", (tmp_path / "nowhere" / "vgg16-88682ab5.pth").as_uri())
+    for name, url in PUBLISHED.items():
+        monkeypatch.setitem(models._URLS, name, (tmp_path / "nowhere" / url).as_uri())
     (tmp_path / "project" / "data" / "weights").mkdir(parents=True)
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     return tmp_path
@@ -350,15 +377,181 @@ def test_more_layers_than_there_are_cannot_be_trained(small_vgg, trainable):
         small_vgg(cut_after="block2", trainable=trainable)
 
 
+# ---------------------------------------------------------------------------------------- ResNet50, freezing by count
+
+
+@pytest.fixture
+def resnet_on_paper() -> models.Classifier:
+    """ResNet50 whose parameters have shapes but no values."""
+    with torch.device("meta"):
+        return build_model("resnet50", weights=None, trainable="head")
+
+
+def test_layers_of_resnet50_are_those_that_keras_lists(resnet_on_paper):
+    layers = models.layers_in_order(resnet_on_paper.backbone)
+    assert len(layers) == 172
+    for (name, module), expected in zip(layers[-16:], KERAS_LAST_16.values(), strict=True):
+        assert module is None if expected is None else name == expected
+    # One 7x7 and, in each of 16 blocks, three convolutions, and four on shortcuts (He et al., 2016, table 1).
+    kinds = Counter(type(module) for _, module in layers)
+    expected = {nn.Conv2d: 53, nn.BatchNorm2d: 53, nn.ReLU: 1 + 3 * 16, type(None): 16, nn.MaxPool2d: 1}
+    assert kinds == expected
+
+
+BLOCK_3 = {f"layer4.2.{layer}{i}" for layer in ("conv", "bn") for i in (1, 2, 3)}
+# 1x1, 3x3 and 1x1 filters between 2048 and 512 channels, and two numbers per channel of a normalisation.
+BLOCK_3_PARAMETERS = 2048 * 512 + 9 * 512 * 512 + 512 * 2048 + 2 * (512 + 512 + 2048)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "expected", "parameters"),
+    [
+        ("head", set(), 0),
+        (10, BLOCK_3, BLOCK_3_PARAMETERS),
+        (
+            16,
+            BLOCK_3 | {"layer4.1.bn2", "layer4.1.conv3", "layer4.1.bn3"},
+            BLOCK_3_PARAMETERS + 512 * 2048 + 2 * (512 + 2048),
+        ),
+    ],
+)
+def test_last_layers_of_resnet50_learn_and_no_others(resnet_on_paper, trainable, expected, parameters):
+    set_trainable(resnet_on_paper, trainable)
+    free = {name: p.numel() for name, p in resnet_on_paper.backbone.named_parameters() if p.requires_grad}
+    assert {name.rpartition(".")[0] for name in free} == expected
+    assert sum(free.values()) == parameters
+    assert all(p.requires_grad for p in resnet_on_paper.head.parameters())
+    assert resnet_on_paper.config["trainable"] == trainable
+
+
+def test_all_of_resnet50_is_its_published_size_without_the_classifier(resnet_on_paper):
+    set_trainable(resnet_on_paper, "all")
+    # 25,557,032 in torchvision's table, with a classifier of 1,000 classes.
+    expected = 25_557_032 - (2048 * 1000 + 1000)
+    assert sum(p.numel() for p in resnet_on_paper.backbone.parameters() if p.requires_grad) == expected
+    with pytest.raises(ValueError, match="the backbone has 172 layers"):
+        set_trainable(resnet_on_paper, 173)
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ("gap-256", "Pool Flatten BatchNorm1d:2048 Linear:2048-256 ReLU Dropout Linear:256-10"),
+        (
+            "gap-256-128",
+            "Pool Flatten BatchNorm1d:2048 Linear:2048-256 ReLU Dropout Linear:256-128 ReLU Dropout Linear:128-10",
+        ),
+        ("linear", "Pool Flatten BatchNorm1d:2048 Linear:2048-10"),
+    ],
+)
+def test_heads_of_resnet50_have_the_layers_their_names_say(head, expected):
+    with torch.device("meta"):
+        model = build_model("resnet50", weights=None, head=head)
+    found = []
+    for layer in model.head:
+        widths = [str(v) for k in ("in_features", "out_features", "num_features") if (v := getattr(layer, k, None))]
+        found.append(":".join([type(layer).__name__, *(["-".join(widths)] if widths else [])]))
+    assert " ".join(found) == expected
+    assert model.head[0].output_size == 1
+
+
+def test_resnet50_from_data_weights_computes_torchvisions_features(elsewhere, monkeypatch, images):
+    torch.manual_seed(0)
+    reference = resnet50(weights=None)
+    for module in reference.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    file = elsewhere / "project" / "data" / "weights" / PUBLISHED["resnet50"]
+    torch.save(reference.state_dict(), file)
+    # No other file can have the published digest, so this one is given its first digits.
+    monkeypatch.setattr(models, "file_sha256", lambda path: "0676ba61" + "c" * 56)
+    model = build_model("resnet50", image_size=40)
+    file.unlink()
+    assert model.weights == "imagenet:0676ba61cccc"
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+
+    batch = images[:3]
+    resized = TF.resize(batch[:, None] / 255, [40, 40], antialias=True).expand(-1, 3, -1, -1)
+    reference.fc = nn.Identity()
+    with torch.no_grad():
+        expected = reference.eval()(TF.normalize(resized, *IMAGENET_STATS))
+        found = model.head[:2](model.backbone(model.preprocess(batch)))
+    assert found.shape == (3, 2048)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
+
+
+def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: b.clone() for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
+
+
+def test_frozen_batch_norm_of_a_partly_unfrozen_resnet50_keeps_its_statistics(images):
+    model = build_model("resnet50", weights=None, trainable=16, image_size=32).train()
+    before = statistics(model)
+    model(images[:4])
+    moved = {name.rpartition(".")[0] for name, old in before.items() if not torch.equal(old, statistics(model)[name])}
+    free = {f"backbone.{name}" for name in KERAS_LAST_16.values() if name and "bn" in name} | {"head.2"}
+    assert moved == free
+    norms = {n: m.training for n, m in model.named_modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)}
+    assert {name for name, training in norms.items() if training} == free and len(norms) == 53 + 1
+
+
+def test_batch_norm_that_keeps_its_statistics_lets_its_weights_learn(images):
+    model = build_model("small_cnn", weights=None, batchnorm="eval", image_size=16).train()
+    before, weights = statistics(model), {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    nn.functional.cross_entropy(model(images), torch.arange(16) % 10).backward()
+    optimizer.step()
+    after = statistics(model)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.startswith("head.")} != set()
+    assert [name for name, p in model.named_parameters() if torch.equal(p, weights[name])] == []
+
+
+def test_modes_follow_what_is_frozen():
+    model = build_model("small_cnn", weights=None).train()
+    norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 5 and all(norm.training for norm in norms)
+    set_trainable(model, "head")
+    assert model.training and model.head.training and not any(norm.training for norm in norms)
+    set_trainable(model, 6)  # block3: convolution, normalisation, ReLU, twice
+    assert [norm.training for norm in norms] == [False] * 3 + [True] * 2
+    set_trainable(model.eval(), "all")
+    assert not any(module.training for module in model.modules())
+
+
+# Which borders are allowed: preprocessing and the layers before the first one that learns or is random.
+BORDERS = {
+    "vgg16, last 3 layers": ({"cut_after": "block2", "trainable": 3}, False, 8),
+    "vgg16, random layer": ({"head": (0, 2, (16,), False)}, True, 10),
+}
+
+
+@pytest.mark.parametrize(("settings", "freeze_head", "last"), BORDERS.values(), ids=BORDERS)
+def test_split_at_any_earlier_border_and_at_no_later_one(small_vgg, images, settings, freeze_head, last):
+    model = small_vgg(image_size=16, **settings)
+    model.head.requires_grad_(not freeze_head)
+    with torch.no_grad():
+        expected = model(images[:2])
+        for border in range(1, last + 1):
+            prefix, rest = model.split(border)
+            assert len(prefix) == border
+            torch.testing.assert_close(rest(prefix(images[:2])), expected, rtol=1e-5, atol=1e-5)
+    for border in (-1, 0, last + 1):
+        with pytest.raises(ValueError, match=f"only the first {last} layers"):
+            model.split(border)
+
+
 # ------------------------------------------------------------------------------------------------------ weights
 
 
-def test_missing_weights_are_an_error_that_says_where_to_get_them(elsewhere):
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_missing_weights_are_an_error_that_says_where_to_get_them(elsewhere, name):
     with pytest.raises(WeightsUnavailable) as caught:
-        build_model("vgg16")
+        build_model(name)
     message = str(caught.value)
-    assert models._VGG16_URL in message
-    assert str(elsewhere / "hub" / "checkpoints" / "vgg16-88682ab5.pth") in message
+    assert models._URLS[name] in message
+    assert str(elsewhere / "hub" / "checkpoints" / PUBLISHED[name]) in message
     assert "data/weights/" in message and "weights=None" in message
 
 
@@ -380,23 +573,32 @@ def test_damaged_weights_in_torchs_cache_are_named_and_never_loaded(elsewhere, t
     assert f"{cached} is damaged" in str(caught.value)
 
 
-@pytest.mark.parametrize("where", ["torch's cache", "the download"])
-def test_weights_come_from_torchs_cache_or_the_download_where_none_are_shipped(elsewhere, monkeypatch, where):
+@pytest.mark.parametrize("where", ["data/weights", "torch's cache", "the download"])
+def test_weights_come_from_wherever_they_are_where_none_are_shipped(elsewhere, monkeypatch, where):
     source = elsewhere / "weights.pth"
     filters = vgg16(weights=None, init_weights=False).features.state_dict()
     torch.save({f"features.{name}": torch.full_like(tensor, 0.5) for name, tensor in filters.items()}, source)
     digest = models.file_sha256(source)
-    if where == "the download":
-        # torch.hub checks the file against the digits in its name.
-        source = source.rename(source.with_name(f"vgg16-{digest[:8]}.pth"))
-        monkeypatch.setattr(models, "_VGG16_URL", source.as_uri())
-    else:
-        source.rename(elsewhere / "hub" / "checkpoints" / "vgg16-88682ab5.pth")
-    # No other file can have the published digest, so this one is given its first digits.
-    monkeypatch.setattr(models, "file_sha256", lambda path: "88682ab5" + digest[8:])
+    # No other file can have the published digest, so the address names this one's.
+    published = f"vgg16-{digest[:8]}.pth"
+    folder = {"data/weights": "project/data/weights", "torch's cache": "hub/checkpoints", "the download": "server"}
+    target = elsewhere / folder[where] / published
+    target.parent.mkdir(exist_ok=True)
+    source.rename(target)
+    address = target if where == "the download" else elsewhere / "nowhere" / published
+    monkeypatch.setitem(models._URLS, "vgg16", address.as_uri())
     model = build_model("vgg16", cut_after="block1", head="linear")
-    assert model.weights == f"imagenet:88682ab5{digest[8:12]}"
+    assert model.weights == f"imagenet:{digest[:12]}"
     assert all((p == 0.5).all() for p in model.backbone.parameters())
+
+
+def test_nothing_is_downloaded_where_that_is_not_wanted(elsewhere, monkeypatch):
+    def unexpected(*arguments, **settings):
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unexpected)
+    with pytest.raises(WeightsUnavailable):
+        models.find_weights("resnet50", download=False)
 
 
 def test_random_weights_are_a_choice_that_the_model_remembers(elsewhere):

@@ -1,6 +1,7 @@
 """`fmnist_utils.train` against scikit-learn, closed formulas and itself, interrupted."""
 
 import math
+import types
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from fmnist_utils.cache import CachedFeatures, cache_features
 from fmnist_utils.data import FashionMNIST, make_loader
 from fmnist_utils.models import build_model, load_model
 from fmnist_utils.preprocess import Augment
-from fmnist_utils.train import evaluate, fit, make_optimizer, make_schedule
+from fmnist_utils.train import evaluate, fit, fit_phases, make_optimizer, make_schedule
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +160,25 @@ def test_training_on_features_equals_training_on_images(small_vgg, tiny, tiny_va
     )
 
 
+def test_training_on_features_of_an_earlier_border_is_the_same(small_vgg, tiny, tiny_val):
+    on_images, on_features = small_vgg(), small_vgg()
+    border = len(small_vgg(trainable=3).split()[0])
+    assert border == 3 < len(on_features.split()[0])
+    settings = {"optimizer": "sgd", "lr": 1e-2}
+    expected = quick_fit(on_images, tiny, tiny_val, **settings)
+    found = quick_fit(on_features, *features_of(on_features, tiny, tiny_val, border=border), **settings)
+    np.testing.assert_allclose(found[["train_loss", "val_loss"]], expected[["train_loss", "val_loss"]], rtol=1e-3)
+    for name, parameter in on_images.named_parameters():
+        torch.testing.assert_close(on_features.get_parameter(name), parameter, rtol=1e-3, atol=1e-3)
+
+
+def test_features_of_different_borders_are_refused(small_vgg, tiny, tiny_val):
+    model = small_vgg()
+    (early,), (late,) = features_of(model, tiny, border=3), features_of(model, tiny_val)
+    with pytest.raises(ValueError, match="cached at border 3"):
+        quick_fit(model, early, late)
+
+
 def test_validation_sees_the_plain_view_only(small_vgg, tiny, tiny_val):
     model = small_vgg(augment=Augment(rotation=40))
     train_data, val_data = features_of(model, tiny, tiny_val, views=2)
@@ -247,6 +267,49 @@ def test_interrupted_training_goes_on_as_if_nothing_had_happened(
         assert torch.equal(tensor, load_file(tmp_path / "whole.safetensors")[name])
 
 
+@pytest.mark.parametrize("setting", [{"ema": 0.8}, {"mix": "cutmix"}, {"ema": 0.8, "trainable": 3}], ids=str)
+def test_averages_and_mixed_images_survive_an_interruption(small_vgg, tiny, tiny_val, tmp_path, setting):
+    trainable = setting.get("trainable", "head")
+    settings = {"epochs": 3, "checkpoint": tmp_path / "model"} | {k: v for k, v in setting.items() if k != "trainable"}
+    whole = small_vgg(trainable=trainable)
+    expected = quick_fit(whole, tiny, tiny_val, **settings | {"checkpoint": tmp_path / "whole"})
+    with pytest.raises(Interrupted):
+        quick_fit(small_vgg(trainable=trainable), interrupting(tiny, 5), tiny_val, **settings)
+    model = small_vgg(trainable=trainable)
+    found = quick_fit(model, tiny, tiny_val, **settings)
+    pd.testing.assert_frame_equal(without_time(found), without_time(expected), check_exact=True)
+    assert_same_state(state_of(model), state_of(whole))
+
+
+def no_training(*arguments, **settings):
+    raise AssertionError("trained again")
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_finished_training_is_loaded_and_not_repeated(small_vgg, tiny, tiny_val, tmp_path, monkeypatch, precision):
+    settings = {"checkpoint": tmp_path / "model", "mixed_precision": precision, "epochs": 1}
+    first, second = small_vgg(), small_vgg().train()
+    history = quick_fit(first, tiny, tiny_val, **settings)
+    monkeypatch.setattr(train, "train_one_epoch", no_training)
+    pd.testing.assert_frame_equal(quick_fit(second, tiny, tiny_val, **settings), history, check_exact=True)
+    assert_same_state(state_of(first), state_of(second))
+    assert not second.training
+    np.testing.assert_array_equal(probabilities_of(second, tiny_val), probabilities_of(first, tiny_val))
+    with pytest.raises(AssertionError, match="trained again"):
+        quick_fit(small_vgg(), tiny, tiny_val, **settings | {"seed": 1})
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["images", "features"])
+def test_finished_training_on_other_labels_is_not_taken_for_this_one(small_vgg, tiny, tiny_val, tmp_path, cached):
+    corrected = FashionMNIST(tiny.images, (tiny.labels + 1) % 10)
+    losses = []
+    for data in (tiny, corrected):
+        model = small_vgg()
+        inputs = features_of(model, data, tiny_val) if cached else (data, tiny_val)
+        losses.append(quick_fit(model, *inputs, epochs=1, checkpoint=tmp_path / "model").train_loss[1])
+    assert losses[0] != losses[1]
+
+
 @pytest.mark.parametrize("setting", [{"lr": 1e-3}, {"epochs": 5}, {"seed": 1}, {"schedule": "cosine"}], ids=str)
 def test_resuming_with_other_settings_is_refused(small_vgg, tiny, tiny_val, tmp_path, setting):
     settings = {"epochs": 3, "checkpoint": tmp_path / "model"}
@@ -298,13 +361,30 @@ def one_cycle(step: int) -> float:
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_schedules_follow_their_formulas(name, formula):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=LR)
-    scheduler = make_schedule(optimizer, name, LR, STEPS, PER_EPOCH, DECAY)
+    scheduler = make_schedule(optimizer, name, STEPS, PER_EPOCH, DECAY)
     found = [scheduler.get_last_lr()[0]]
     for _ in range(STEPS):
         optimizer.step()
         scheduler.step()
         found.append(scheduler.get_last_lr()[0])
     np.testing.assert_allclose(found, [formula(step) for step in range(STEPS + 1)], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", train.SCHEDULES)
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_schedules_keep_the_ratio_of_the_two_rates(name):
+    slow, fast = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = make_optimizer(nn.Sequential(slow, fast), "adamw", 0.1, 0.5, slow, 0.004)
+    rates = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == 4
+    scheduler = make_schedule(optimizer, name, STEPS, PER_EPOCH, DECAY)
+    for _ in range(STEPS):
+        optimizer.step()
+        scheduler.step()
+        for kind in ("weight", "bias"):
+            slow_rate, fast_rate = (rates[id(getattr(layer, kind))]["lr"] for layer in (slow, fast))
+            assert fast_rate == pytest.approx(25 * slow_rate, rel=1e-9)
+        assert scheduler.get_last_lr()[0] == rates[id(fast.weight)]["lr"]  # what the history shows
 
 
 def test_history_shows_the_learning_rate_at_the_end_of_each_epoch(small_vgg, tiny, tiny_val):
@@ -341,11 +421,211 @@ def test_optimizers_decay_matrices_but_neither_biases_nor_norms(name, kind, fact
 
 
 @pytest.mark.parametrize(
-    ("setting", "nearest"), [({"optimizer": "adamm"}, "adam"), ({"schedule": "one_cycle"}, "one-cycle")], ids=str
+    ("setting", "nearest"),
+    [({"optimizer": "adamm"}, "adam"), ({"schedule": "one_cycle"}, "one-cycle"), ({"mix": "cutmx"}, "cutmix")],
+    ids=str,
 )
 def test_unknown_names_are_refused_with_the_nearest_known_one(small_vgg, tiny, tiny_val, setting, nearest):
     with pytest.raises(ValueError, match=f"Did you mean '{nearest}'"):
         quick_fit(small_vgg(), tiny, tiny_val, **setting)
+
+
+def test_backbone_and_head_each_take_a_step_of_their_own_rate(small_vgg, tiny, tiny_val):
+    batch, lr, backbone_lr = tiny.subset(32), 0.01, 0.002
+    model = small_vgg(trainable=3, dropout=0.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    free = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    reference = small_vgg(trainable=3, dropout=0.0).train()
+    loss = nn.functional.cross_entropy(reference(batch.images), batch.labels)
+    gradients = dict(zip(free, torch.autograd.grad(loss, [reference.get_parameter(n) for n in free]), strict=True))
+    settings = {"optimizer": "sgd", "weight_decay": 0.0, "schedule": "constant", "epochs": 1, "batch_size": 32}
+    quick_fit(model, batch, tiny_val, lr=lr, backbone_lr=backbone_lr, **settings)
+    for name, gradient in gradients.items():
+        # The first step with Nesterov momentum 0.9 goes along 1.9 gradients.
+        expected = -1.9 * (backbone_lr if name.startswith("backbone") else lr) * gradient
+        found = model.get_parameter(name).detach() - before[name]
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()) + 1e-7)
+
+
+def test_backbone_with_rate_0_stays_as_it_is(small_vgg, tiny, tiny_val):
+    model = small_vgg(trainable="all")
+    before = state_of(model)
+    quick_fit(model, tiny, tiny_val, backbone_lr=0.0, epochs=1)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == name.startswith("backbone")
+
+
+# -------------------------------------------------------------------------------------------- averages, mixed images
+
+
+def test_average_of_the_weights_is_the_one_worked_out_by_hand(small_vgg, tiny, tiny_val, monkeypatch):
+    model, decay, trajectory = small_vgg(), 0.7, []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            trajectory.append({name: p.detach().double() for name, p in model.head.named_parameters()})
+
+    monkeypatch.setattr(torch.optim, "SGD", Watched)
+    history = quick_fit(model, tiny, tiny_val, epochs=1, batch_size=32, optimizer="sgd", lr=0.05, ema=decay)
+    assert len(trajectory) == 5  # 130 images
+    for name, found in model.head.named_parameters():
+        expected = trajectory[0][name]
+        for step in trajectory[1:]:
+            expected = decay * expected + (1 - decay) * step[name]
+        torch.testing.assert_close(found.detach().double(), expected, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(expected, trajectory[-1][name], rtol=1e-4)
+    expected = probabilities_of(model, tiny_val)
+    assert history.val_accuracy[1] == pytest.approx(accuracy_score(tiny_val.labels, expected.argmax(1)))
+    assert history.val_loss[1] == pytest.approx(log_loss(tiny_val.labels, expected, labels=range(10)), rel=1e-3)
+
+
+class Recorder(nn.Module):
+    """Stands in for a model: remembers its images and always answers with the same classes."""
+
+    def __init__(self, answer: torch.Tensor):
+        super().__init__()
+        self.logits = nn.Parameter(10.0 * nn.functional.one_hot(answer, 10))
+
+    def forward(self, images):
+        self.images = images
+        return self.logits * 1.0
+
+
+@pytest.mark.parametrize("mix", train.MIXES)
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_mixed_labels_follow_the_mixed_pixels(monkeypatch, mix, share):
+    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self, *shape: torch.tensor(share))
+    # Images of one grey level each tell which image a pixel comes from.
+    labels = torch.tensor([3, 1, 4, 7])
+    levels = torch.tensor([10, 60, 120, 200])
+    images = levels.to(torch.uint8).view(4, 1, 1).expand(4, 28, 28)
+    partner = [3, 0, 1, 2]  # torchvision mixes each image with the one before it
+    targets = []
+
+    def loss_function(logits, given):
+        targets.append(given)
+        return nn.functional.cross_entropy(logits, given)
+
+    torch.manual_seed(3)
+    larger = labels if share > 0.5 or mix == "cutmix" else labels[partner]
+    model = Recorder(larger)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    accelerator = types.SimpleNamespace(backward=lambda loss: loss.backward())
+    _, accuracy = train.train_one_epoch(
+        model, [(images, labels)], optimizer, make_schedule(optimizer, "constant", 1, 1, 1.0), loss_function,
+        accelerator, mix=mix,
+    )  # fmt: skip
+    assert model.images.dtype == torch.uint8 and model.images.shape == (4, 28, 28)
+    (found,) = targets
+    torch.testing.assert_close(found.sum(1), torch.ones(4))
+    pixels, other = model.images.long(), levels[partner].view(4, 1, 1)
+    if mix == "mixup":
+        own_share = torch.full((4,), share)
+        mixture = share * levels + (1 - share) * levels[partner]
+        assert (pixels == mixture.round().long().view(4, 1, 1)).all()
+    else:
+        own = pixels == levels.view(4, 1, 1)
+        assert (own | (pixels == other)).all()
+        own_share = own.float().mean((1, 2))
+        assert 0 < own_share[0] < 1
+        larger = torch.where(own_share > 0.5, labels, labels[partner])
+    expected = torch.zeros(4, 10)
+    for row in range(4):
+        expected[row, labels[row]] += own_share[row]
+        expected[row, labels[partner][row]] += 1 - own_share[row]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert accuracy == float((model.logits.argmax(1) == larger).float().mean())
+
+
+@pytest.mark.parametrize("mix", train.MIXES)
+def test_cached_features_cannot_be_mixed(small_vgg, tiny, tiny_val, mix):
+    model = small_vgg()
+    with pytest.raises(ValueError, match="pass the images"):
+        quick_fit(model, *features_of(model, tiny, tiny_val), mix=mix)
+
+
+# ------------------------------------------------------------------------------------------------------------ phases
+
+QUICK = {"batch_size": 64, "mixed_precision": "no"}
+TWO_PHASES = [
+    {"trainable": "head", "epochs": 3, "lr": 5e-3, **QUICK},
+    {"trainable": 3, "epochs": 2, "lr": 1e-3, **QUICK},
+]
+# small_vgg's head pools 64 channels to 2x2, normalises them and has layers of 16 and 10; then 64 filters of 3x3x64.
+HEAD_PARAMETERS = 2 * 256 + (256 * 16 + 16) + (16 * 10 + 10)
+CONVOLUTION_PARAMETERS = 64 * 64 * 9 + 64
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["images", "features"])
+def test_phases_unfreeze_more_and_start_from_the_best_weights(small_vgg, tiny, monkeypatch, cached):
+    # Validation labels that are all wrong: the best epoch is not the last.
+    wrong = FashionMNIST(tiny.images, (tiny.labels + 1) % 10)
+    model, states = small_vgg(), []
+    real_fit = train.fit
+
+    def watched(model, *arguments, **settings):
+        states.append(state_of(model))
+        history = real_fit(model, *arguments, **settings)
+        states.append(state_of(model))
+        return history
+
+    monkeypatch.setattr(train, "fit", watched)
+    data = features_of(model, tiny, wrong, border=3) if cached else (tiny, wrong)
+    history = fit_phases(model, *data, TWO_PHASES, progress=False)
+    assert list(history.index) == [1, 2, 3, 4, 5] and history.index.name == "epoch"
+    assert list(history.phase) == [1, 1, 1, 2, 2]
+    assert list(history.trainable) == [HEAD_PARAMETERS] * 3 + [HEAD_PARAMETERS + CONVOLUTION_PARAMETERS] * 2
+
+    start, after_first, before_second, after_second = states
+    frozen = {name for name in start if not name.startswith("head")}
+    assert {name for name in start if not torch.equal(start[name], after_first[name])} == start.keys() - frozen
+    assert_same_state(after_first, before_second)
+    changed = {name for name in frozen if not torch.equal(start[name], after_second[name])}
+    assert changed == {"backbone.block1.2.weight", "backbone.block1.2.bias"}
+    first = history[history.phase == 1].val_accuracy
+    assert first.iloc[-1] < first.max()
+    reference = small_vgg()
+    reference.load_state_dict(before_second)
+    assert accuracy_score(wrong.labels, probabilities_of(reference, wrong).argmax(1)) == pytest.approx(first.max())
+
+
+def test_phases_are_refused_before_training_where_a_later_one_trains_less(small_vgg, tiny, tiny_val, monkeypatch):
+    monkeypatch.setattr(train, "train_one_epoch", no_training)
+    with pytest.raises(ValueError, match="order the phases the other way"):
+        fit_phases(small_vgg(), tiny, tiny_val, TWO_PHASES[::-1], progress=False)
+
+
+def test_finished_phases_are_loaded_and_not_repeated(small_vgg, tiny, tiny_val, tmp_path, monkeypatch):
+    first, second = small_vgg(), small_vgg()
+    settings = {"checkpoint": tmp_path / "model", "progress": False}
+    history = fit_phases(first, tiny, tiny_val, TWO_PHASES, **settings)
+    files = [f"model-phase{number}{ending}" for number in (1, 2) for ending in (".json", ".safetensors")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    monkeypatch.setattr(train, "train_one_epoch", no_training)
+    again = fit_phases(second, tiny, tiny_val, TWO_PHASES, **settings)
+    pd.testing.assert_frame_equal(again, history, check_exact=True)
+    assert_same_state(state_of(first), state_of(second))
+
+
+def test_interrupted_phases_go_on_as_if_nothing_had_happened(small_vgg, tiny, tiny_val, tmp_path):
+    whole, model = small_vgg(), small_vgg()
+    expected = fit_phases(whole, tiny, tiny_val, TWO_PHASES, progress=False)
+    settings = {"checkpoint": tmp_path / "model", "progress": False}
+    with pytest.raises(Interrupted):  # three batches an epoch: in the second epoch of the second phase
+        fit_phases(small_vgg(), interrupting(tiny, 14), tiny_val, TWO_PHASES, **settings)
+    assert (tmp_path / "model-phase2.resume.pt").is_file()
+    found = fit_phases(model, tiny, tiny_val, TWO_PHASES, **settings)
+    pd.testing.assert_frame_equal(without_time(found), without_time(expected), check_exact=True)
+    assert_same_state(state_of(model), state_of(whole))
+
+
+def test_second_phase_is_trained_anew_after_another_first_one(small_vgg, tiny, tiny_val, tmp_path):
+    other = [TWO_PHASES[0] | {"lr": 2e-2}, TWO_PHASES[1]]
+    fit_phases(small_vgg(), tiny, tiny_val, TWO_PHASES, checkpoint=tmp_path / "model", progress=False)
+    expected = fit_phases(small_vgg(), tiny, tiny_val, other, progress=False)
+    found = fit_phases(small_vgg(), tiny, tiny_val, other, checkpoint=tmp_path / "model", progress=False)
+    pd.testing.assert_frame_equal(without_time(found), without_time(expected), check_exact=True)
 
 
 def test_models_from_scratch_learn_too(tiny):

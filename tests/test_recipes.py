@@ -1,0 +1,111 @@
+"""`fmnist_utils.recipes`: each one on paper, and a tiny one run against numbers from single runs."""
+
+import functools
+import inspect
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fmnist_utils import data, recipes
+from fmnist_utils.evaluate import load_predictions, save_result
+from fmnist_utils.models import build_model, set_trainable
+from fmnist_utils.train import MIXES, OPTIMIZERS, SCHEDULES, fit
+
+TINY_CNN = {
+    "model": {"name": "small_cnn", "weights": None, "image_size": 12},
+    "phases": [{"trainable": "all", "epochs": 2, "lr": 4e-3, "batch_size": 32}],
+    "images": (60, 60, 60),
+    "flip": True,
+}
+TINY_VGG = {
+    "model": {"name": "vgg16", "cut_after": "block1", "head": "linear", "image_size": 16},
+    "phases": [{"trainable": "head", "epochs": 1, "batch_size": 32}],
+    "images": (60, 60, 60),
+}
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_can_be_built_and_trained_on_paper(name):
+    recipe = recipes.RECIPES[name]
+    assert set(recipe) <= {"model", "phases", "images", "views", "flip"}
+    settings = {key: recipes._of_profile(value) for key, value in recipe["model"].items()}
+    with torch.device("meta"):  # shapes without values
+        model = build_model(**settings | {"weights": None})
+    counts = []
+    for phase in recipe["phases"]:
+        arguments = dict(phase)
+        set_trainable(model, arguments.pop("trainable"))
+        counts.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
+        bound = inspect.signature(fit).bind(model, None, None, **arguments)
+        bound.apply_defaults()
+        assert bound.arguments["optimizer"] in OPTIMIZERS and bound.arguments["schedule"] in SCHEDULES
+        assert bound.arguments["mix"] in (None, *MIXES) and bound.arguments["epochs"] >= 1
+    assert counts == sorted(counts)
+    augmented = model.preprocess.augment is not None
+    assert augmented or recipe.get("views", 1) == 1
+    # Features cannot be mirrored, so a recipe that does has to train on images.
+    free = not any(not p.requires_grad for p in model.backbone.parameters())
+    assert not recipe.get("flip") or free or augmented and recipe.get("views", 1) == 1
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs a recipe on few images, with everything it writes below the test's own folder."""
+    some = data.load("test").subset(500)
+    splits = {"train": some.select(range(300)), "test": some.select(range(300, 500))}
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    monkeypatch.setattr(recipes, "load", splits.get)
+    monkeypatch.setattr(recipes, "train_val_split", functools.partial(data.train_val_split, val=200))
+    monkeypatch.setattr(recipes, "ROOT", tmp_path)
+    monkeypatch.setattr(recipes, "save_result", functools.partial(save_result, folder=tmp_path / "results"))
+    monkeypatch.setitem(recipes.RECIPES, "tiny-cnn", TINY_CNN)
+    monkeypatch.setitem(recipes.RECIPES, "tiny-vgg", TINY_VGG)
+
+    def start(name, **settings):
+        path = recipes.run(name, verbose=False, **settings)
+        result = json.loads(path.read_text(encoding="utf-8"))
+        predictions = {split: load_predictions(path.stem, split, folder=path.parent) for split in ("val", "test")}
+        return path.name, result, predictions
+
+    start.test = splits["test"]
+    start.folder = tmp_path
+    return start
+
+
+def test_several_seeds_make_means_and_deviations_of_the_single_runs(run):
+    single = [run("tiny-cnn", seeds=(seed,))[1]["metrics"] for seed in (0, 1)]
+    name, both, predictions = run("tiny-cnn", seeds=(0, 1))
+    assert name == "tiny-cnn-smoke.json" and both["seeds"] == [0, 1]
+    assert set(both["metrics"]) == {key + end for key in single[0] for end in ("", "_sd")}
+    for key in single[0]:
+        values = [metrics[key] for metrics in single]
+        # The files hold five decimals.
+        assert both["metrics"][key] == pytest.approx(np.mean(values), abs=1.1e-5)
+        assert both["metrics"][f"{key}_sd"] == pytest.approx(np.std(values, ddof=1), abs=1.1e-5)
+        assert both["per_seed"][key] == values
+    # Predictions and history are the first seed's.
+    accuracy = (predictions["test"].argmax(1) == run.test.labels.numpy()).mean()
+    assert accuracy == pytest.approx(both["per_seed"]["test_accuracy"][0], abs=1.1 / 200)
+    assert predictions["test"].shape == predictions["val"].shape == (200, 10)
+    assert len(both["history"]) == both["epochs"] == 2 and both["history"][0]["phase"] == 1
+    assert both["train_images"] == 60 and both["test_time_flip"] and both["engine"] == "no cache"
+    assert both["command"] == "FMNIST_PROFILE=smoke python -m fmnist_utils.recipes tiny-cnn --seeds 0 1"
+
+
+def test_random_weights_are_named_in_every_file(run):
+    name, result, _ = run("tiny-vgg", save=True)
+    assert name == "tiny-vgg-smoke.json" and result["weights"].startswith("imagenet:")
+    assert result["engine"] == "eager"  # trained on cached features
+    pretrained = (run.folder / "data" / "models" / "tiny-vgg.json").read_bytes()
+
+    name, result, _ = run("tiny-vgg", random_weights=True, save=True)
+    assert name == "tiny-vgg-random-weights-smoke.json" and result["recipe"] == "tiny-vgg-random-weights"
+    assert result["weights"] == "none" and result["command"].endswith("tiny-vgg --random-weights")
+    assert (run.folder / "data" / "models" / "tiny-vgg.json").read_bytes() == pretrained
+
+
+def test_unknown_recipe_is_refused_with_the_nearest_known_one():
+    with pytest.raises(ValueError, match="Did you mean 'vgg16-frozen'"):
+        recipes.run("vgg16-frosen")
