@@ -175,7 +175,7 @@ def run(
     if len(runs) > 1:
         summarised |= {f"{key}_sd": float(np.std(values, ddof=1)) for key, values in table.items()}
     if save:
-        save_model(model, ROOT / "data" / "models" / name, **_card(recipe_name, command, model, metrics, splits))
+        save_model(model, ROOT / "data" / "models" / recipe_name, **_card(recipe_name, command, model, metrics, splits))
     engine = inputs["train"].report.engine if isinstance(inputs["train"], CachedFeatures) else "no cache"
     return save_result(
         recipe_name,
@@ -233,7 +233,11 @@ def _images_per_second(model: Classifier, test: FashionMNIST) -> float:
 
 
 def _card(recipe: str, command: str, model: Classifier, metrics: dict, splits: dict) -> dict:
-    frozen = "" if model.weights == "none" else " The frozen VGG16 weights it needs are in data/weights/ (CC BY 4.0)."
+    frozen = ""
+    if model.weights != "none" and model.config["name"] == "vgg16":
+        frozen = (
+            " VGG16's weights in data/weights/ (CC BY 4.0) are part of it; the frozen ones are not in the file."
+        )
     return {
         "recipe": recipe,
         "profile": profile(),

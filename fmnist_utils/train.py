@@ -90,6 +90,8 @@ def fit(
 
     part = _trainable_part(model, train, val).to(memory_format=torch.channels_last)
     run = json.dumps([settings, model.config, model.weights, _fingerprint(train), _fingerprint(val)])
+    if checkpoint:  # a phase starts where the one before has ended
+        run += hashlib.sha256(b"".join(t.numpy().tobytes() for t in changed_state(model).values())).hexdigest()
     if checkpoint and (rows := _finished(Path(checkpoint), run, model)):
         model.eval()
         return _as_history(rows)
@@ -182,17 +184,17 @@ def fit_phases(
     notebooks/04_resnet50_fine_tuning.ipynb.
     """
     histories, counts = [], []
+    for number, phase in enumerate(phases, 1):
+        set_trainable(model, phase["trainable"])
+        counts.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
+        if counts != sorted(counts):
+            raise ValueError(f"Phase {number} trains fewer layers than the one before: order the phases the other way.")
     for before, phase in enumerate(phases):
         arguments = dict(phase)
         set_trainable(model, arguments.pop("trainable"))
-        counts.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
-        if counts != sorted(counts):
-            raise ValueError(
-                f"Phase {before + 1} trains fewer layers than the one before: order the phases the other way."
-            )
         name = f"{checkpoint}-phase{before + 1}" if checkpoint else None
         history = fit(model, train, val, **arguments, checkpoint=name, seed=seed + 1000 * before, progress=progress)
-        histories.append(history.assign(phase=before + 1, trainable=counts[-1]).reset_index(drop=True))
+        histories.append(history.assign(phase=before + 1, trainable=counts[before]).reset_index(drop=True))
     history = pd.concat(histories, ignore_index=True)
     history.index = pd.RangeIndex(1, len(history) + 1, name="epoch")
     return history
@@ -300,9 +302,9 @@ def _precision(wanted: str) -> str:
 
 
 def _fingerprint(data: Dataset) -> str:
-    if isinstance(data, CachedFeatures):
-        return data.key
-    return hashlib.sha256(data.images.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest()[:16]
+    # The key of features names their images, but not their labels.
+    inputs = data.key.encode() if isinstance(data, CachedFeatures) else data.images.numpy().tobytes()
+    return hashlib.sha256(inputs + data.labels.numpy().tobytes()).hexdigest()[:16]
 
 
 def _is_over(rows: list[dict], patience: int | None) -> bool:
