@@ -11,6 +11,7 @@ import json
 import operator
 from collections import OrderedDict
 from dataclasses import asdict
+from http.client import HTTPException
 from pathlib import Path
 
 import pandas as pd
@@ -82,7 +83,7 @@ def find_weights(name: str, download: bool = True) -> tuple[dict[str, Tensor], s
         if path == cached and not cached.is_file() and download:
             try:
                 torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, map_location="cpu")
-            except (OSError, RuntimeError) as error:
+            except (OSError, RuntimeError, HTTPException) as error:
                 problems.append(f"download from {url} failed ({error})")
         if not path.is_file():
             problems.append(f"{path} does not exist")

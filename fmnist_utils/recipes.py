@@ -235,9 +235,7 @@ def _images_per_second(model: Classifier, test: FashionMNIST) -> float:
 def _card(recipe: str, command: str, model: Classifier, metrics: dict, splits: dict) -> dict:
     frozen = ""
     if model.weights != "none" and model.config["name"] == "vgg16":
-        frozen = (
-            " VGG16's weights in data/weights/ (CC BY 4.0) are part of it; the frozen ones are not in the file."
-        )
+        frozen = " VGG16's weights in data/weights/ (CC BY 4.0) are part of it; the frozen ones are not in the file."
     return {
         "recipe": recipe,
         "profile": profile(),
