@@ -276,7 +276,8 @@ def results_table(folder: Path = ROOT / "results") -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for run in load_results(folder).to_dict("records"):
-        device = f"{run['hardware.cores']} CPU cores ({run['hardware.cpu']})"
+        cores = run["hardware.cores"]
+        device = f"{cores} CPU core{'s' if cores > 1 else ''} ({run['hardware.cpu']})"
         if run["hardware.device"] != "cpu":
             device = run["hardware.gpu"] if run["hardware.device"] == "cuda" else f"Apple GPU ({run['hardware.cpu']})"
         weights = "ImageNet" if run["weights"].startswith("imagenet") else "random"
