@@ -215,11 +215,20 @@ def save_result(
 
 
 def save_benchmark(
-    name: str, *, setting: str, ours: float, reference: float, unit: str, folder: Path = ROOT / "results", **extra
+    name: str,
+    *,
+    setting: str,
+    ours: float,
+    reference: float,
+    unit: str,
+    figure=None,
+    folder: Path = ROOT / "results",
+    **extra,
 ) -> Path:
     """Write ``results/benchmarks/<name>-<profile>.json``: two measurements of one run and their ratio ours : reference.
 
-    ``unit`` says what was measured, for example ``"images/s"``.
+    ``unit`` says what was measured, for example ``"images/s"``. A matplotlib ``figure`` goes to
+    ``results/figures/<name>-<profile>.png``.
     """
     benchmark = {
         "name": name,
@@ -236,6 +245,10 @@ def save_benchmark(
     }
     path = folder / "benchmarks" / f"{name}-{profile()}.json"
     write_text(path, json.dumps(benchmark, indent=1) + "\n")
+    if figure is not None:
+        (folder / "figures").mkdir(exist_ok=True)
+        with replacing(folder / "figures" / f"{path.stem}.png") as temporary:
+            figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
     return path
 
 
