@@ -6,6 +6,7 @@ it is computed once, kept as float16, and only the layers behind it are trained.
 """
 
 import hashlib
+import io
 import json
 import logging
 import math
@@ -13,8 +14,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from fmnist_utils.data import FashionMNIST, replacing
-from fmnist_utils.models import Classifier
+from fmnist_utils.data import FashionMNIST, replacing, row_numbers
+from fmnist_utils.models import Classifier, check_name
+from fmnist_utils.processes import exchange, from_first, is_first, rank_and_count, shares, wait
+
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a missing GPU
 
 #: Compiling takes up to a minute and saves little where channels-last convolutions are near the machine's limit
 #: already (benchmarks/prefix_engine.py measures both), so eager passes shorter than this stay eager.
@@ -68,9 +73,9 @@ class CachedFeatures(Dataset):
         return self.features[0, index], int(self.labels[index])
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        rows = torch.as_tensor(indices)
+        rows = row_numbers(indices, self.features.device)
         views = len(self.features)
-        view = torch.randint(views, rows.shape) if views > 1 else torch.zeros_like(rows)
+        view = torch.randint(views, rows.shape, device=rows.device) if views > 1 else torch.zeros_like(rows)
         return self.features[view, rows], self.labels[rows]
 
     def check(self, model: Classifier) -> None:
@@ -113,6 +118,8 @@ def cache_features(
     folder: str | Path | None = None,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
+    engine: str = "torch",
+    calibration: FashionMNIST | None = None,
     seed: int = 0,
     verbose: bool = True,
 ) -> CachedFeatures:
@@ -123,12 +130,22 @@ def cache_features(
     that train more later: ``len(model.split()[0])`` of the later model. ``folder=None`` keeps the features in memory; a
     folder keeps them in a memory-mapped file there, named by data, weights, image size, border, views and seed, and
     reuses it. Long passes on a CPU go through ``torch.compile`` with frozen weights where a C++ compiler is present;
-    ``report.engine`` says which.
+    ``report.engine`` says which. ``engine="openvino"`` lets OpenVINO run the frozen layers on the CPU, and with
+    ``calibration`` images (a few hundred of the training set) in int8, whose ranges they set (post-training
+    quantisation by NNCF; Jacob et al., 2018, arXiv:1712.05877): features of one training and its evaluation must share
+    them. benchmarks/prefix_engine.py measures speed and accuracy.
 
-    Raises ``ValueError`` where nothing is frozen, ``FloatingPointError`` where activations do not fit float16, and
-    ``OSError`` where the disk is too small.
+    Started in several processes, each computes a part; in memory all of them then hold the whole, and a ``folder``
+    must be on a disk that all share.
+
+    Raises ``ValueError`` where nothing is frozen, ``FloatingPointError`` where activations do not fit float16,
+    ``OSError`` where the disk is too small and ``ImportError`` where OpenVINO is wanted but not installed.
     """
-    device = torch.device(device or _default_device())
+    check_name("engine", engine, ("torch", "openvino"))
+    if calibration is not None and engine != "openvino":
+        raise ValueError('Only engine="openvino" takes calibration images.')
+    rank_and_count()  # connects the processes before the GPU is used, so that each has its own
+    device = torch.device("cpu" if engine == "openvino" else device or _default_device())
     prefix, _ = model.to(device).split(border)
     if not any(True for _ in prefix.parameters()):
         raise ValueError("This model has no frozen layers to cache: pass the images themselves to fit().")
@@ -138,20 +155,24 @@ def cache_features(
     settings = (own_key, views, (asdict(model.preprocess.augment), seed) if views > 1 else None)
     if half := half_precision(device.type):  # such features differ a little from those of a CPU
         settings += (str(half),)
+    if engine == "openvino":
+        settings += (engine, calibration and hashlib.sha256(calibration.images.numpy().tobytes()).hexdigest())
     digest = hashlib.sha256(repr(settings).encode())
     digest.update(dataset.images.numpy().tobytes())
     key = digest.hexdigest()[:16]
     store = Path(folder) / f"{key}.npy" if folder else None
-    if store and store.is_file() and store.with_suffix(".json").is_file():
-        report = PrefixPass(**json.loads(store.with_suffix(".json").read_text()), reused=True)
-        features = _open(store)
+    if store and (found := from_first(lambda: _read_report(store))):
+        report, features = PrefixPass(**found, reused=True), _open(store)
     else:
         # Small batches keep activations in the CPU's reused memory; a GPU needs large ones to be busy.
-        batch_size = batch_size or (32 if device.type == "cpu" else 256)
+        batch_size = min(batch_size or (32 if device.type == "cpu" else 256), len(dataset))
         if store:
             store.parent.mkdir(parents=True, exist_ok=True)
-        features, report = _run(model, prefix, own_key, dataset, views, store, batch_size, device, seed, verbose)
-    if verbose:
+        make_engine = partial(_Engine, model, prefix, own_key, device, batch_size)
+        if engine == "openvino":
+            make_engine = partial(_OpenVINO, model, prefix, own_key, batch_size, calibration)
+        features, report = _run(model, prefix, make_engine, dataset, views, store, batch_size, device, seed, verbose)
+    if verbose and is_first():
         print(report)
     return CachedFeatures(features, dataset.labels, key, own_key, len(prefix), report)
 
@@ -169,9 +190,11 @@ def half_precision(device_type: str) -> torch.dtype | None:
     return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
 
 
-def _run(model, prefix, own_key, dataset, views, store, batch_size, device, seed, verbose) -> tuple[Tensor, PrefixPass]:
-    count = len(dataset)
-    batch_size = min(batch_size, count)
+def _run(model, prefix, make_engine, dataset, views, store, batch_size, device, seed, verbose):
+    count, (rank, _) = len(dataset), rank_and_count()
+    # Whole batches are shared out, so that random views depend on the seed and the batch alone.
+    edges = [min(number * batch_size, count) for number in shares(-(-count // batch_size))]
+    own = range(edges[rank], edges[rank + 1], batch_size)
     began = time.perf_counter()
     training = model.training
     model.eval()
@@ -179,53 +202,72 @@ def _run(model, prefix, own_key, dataset, views, store, batch_size, device, seed
         with (
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
-            tqdm(total=views * count, unit=" images", disable=not verbose, leave=False) as bar,
-            replacing(store) if store else nullcontext() as part,
+            tqdm(total=views * count, unit=" images", disable=not verbose or rank > 0, leave=False) as bar,
+            replacing(store) if store and rank == 0 else nullcontext() as part,
         ):
-            engine = _Engine(model, prefix, own_key, device, views * count, batch_size)
+            engine = make_engine(views * (edges[rank + 1] - edges[rank]))
             shape = (views, count, *prefix(dataset.images[:1].to(device)).shape[1:])
-            features = _allocate(part, shape)
+            features = _allocate(from_first(lambda: part and _new_file(part, shape)), shape)
             for view in range(views):
-                torch.manual_seed(seed + view)
                 model.preprocess.train(view > 0)
-                for start in range(0, count, batch_size):
+                for start in own:
+                    torch.manual_seed((seed + view) * 1_000_003 + start)
                     # The last batch reaches back, so that a compiled pass sees one shape only.
-                    rows = slice(min(start, count - batch_size), min(start + batch_size, count))
-                    output = engine(dataset.images[rows]).half()
+                    stop = min(start + batch_size, count)
+                    output = engine(dataset.images[stop - batch_size : stop])[start - stop :].half()
                     if not torch.isfinite(output).all():
                         raise FloatingPointError("An activation of the frozen layers exceeds float16's 65504.")
-                    features[view, rows] = output.cpu()
-                    bar.update(rows.stop - start)
+                    features[view, start:stop] = output.cpu()
+                    bar.update(stop - start)
+                if not store:
+                    exchange(features[view], edges)
             if store:
                 del features  # closes the file, without which it could not be renamed everywhere
+                wait()
     finally:
         model.train(training)
     report = PrefixPass(views * count, time.perf_counter() - began, engine.name, 2 * math.prod(shape))
     if store:
-        with replacing(store.with_suffix(".json")) as part:
-            part.write_text(json.dumps({k: v for k, v in asdict(report).items() if k != "reused"}))
+        from_first(lambda: _write_report(store, report))
         features = _open(store)
     return features, report
+
+
+def _read_report(store: Path) -> dict | None:
+    text = store.with_suffix(".json")
+    return json.loads(text.read_text()) if store.is_file() and text.is_file() else None
+
+
+def _write_report(store: Path, report: PrefixPass) -> None:
+    with replacing(store.with_suffix(".json")) as part:
+        part.write_text(json.dumps({k: v for k, v in asdict(report).items() if k != "reused"}))
 
 
 def _open(store: Path) -> Tensor:
     return torch.from_numpy(np.load(store, mmap_mode="c"))
 
 
-def _allocate(part: Path | None, shape: tuple[int, ...]) -> Tensor:
-    if part is None:
-        return torch.empty(shape, dtype=torch.float16)
+def _new_file(part: Path, shape: tuple[int, ...]) -> Path:
     needed, free = 2 * math.prod(shape), shutil.disk_usage(part.parent).free
     if needed > free:
         raise OSError(f"The features need {needed / 1e9:.1f} GB in {part.parent}, where {free / 1e9:.1f} GB are free.")
-    return torch.from_numpy(np.lib.format.open_memmap(part, "w+", np.float16, shape))
+    np.lib.format.open_memmap(part, "w+", np.float16, shape)
+    return part
+
+
+def _allocate(part: Path | None, shape: tuple[int, ...]) -> Tensor:
+    if part is None:
+        return torch.empty(shape, dtype=torch.float16)
+    if not part.is_file():  # another machine's process has made it
+        raise OSError(f"{part.parent} must be a folder that all machines share, but not all of them see its files.")
+    return torch.from_numpy(np.lib.format.open_memmap(part, "r+"))
 
 
 class _Engine:
     """Calls the frozen layers: eagerly at first, compiled once the pass is known to be long enough."""
 
     def __init__(
-        self, model: Classifier, prefix: nn.Sequential, own_key: str, device: torch.device, images: int, batch_size: int
+        self, model: Classifier, prefix: nn.Sequential, own_key: str, device: torch.device, batch_size: int, images: int
     ) -> None:
         self.preprocess, self.device = prefix[0], device
         self.layers: Callable = prefix[1:].to(memory_format=torch.channels_last)
@@ -260,6 +302,57 @@ class _Engine:
         self.layers, self.name = compiled, "compiled"
 
 
+class _OpenVINO:
+    """Calls the frozen layers through OpenVINO, in float32, or in int8 where there are images to calibrate with."""
+
+    def __init__(
+        self,
+        model: Classifier,
+        prefix: nn.Sequential,
+        own_key: str,
+        batch_size: int,
+        calibration: FashionMNIST | None,
+        images: int,
+    ) -> None:
+        self.preprocess = prefix[0]
+        self.name = "OpenVINO, int8" if calibration is not None else "OpenVINO, float32"
+        made_for = (own_key, self.name, calibration and hashlib.sha256(calibration.images.numpy()).hexdigest())
+        kept = getattr(model, "_openvino_prefix", None)
+        if kept is None or kept[0] != made_for:
+            batches = [self.preprocess(part) for part in calibration.images.split(32)] if calibration else []
+            kept = (made_for, openvino_frozen(prefix[1:], model.preprocess.image_size, batches))
+            # Kept with the model like compiled layers, so that all splits pass through the same quantised ones.
+            object.__setattr__(model, "_openvino_prefix", kept)
+        self.layers = kept[1]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.layers(self.preprocess(images))
+
+
+def openvino_frozen(layers: nn.Module, image_size: int, calibration: list[Tensor] = ()) -> Callable[[Tensor], Tensor]:
+    """``layers`` run by OpenVINO on the CPU for float32 [B, 3, S, S]; in int8 with ``calibration`` batches of such.
+
+    Raises ``ImportError`` with what to install where OpenVINO or, for int8, NNCF is missing.
+    """
+    try:
+        import openvino
+
+        if calibration:
+            import nncf
+    except ImportError as error:
+        raise ImportError(f'{error.name} is not installed: pip install "fmnist-utils[fast]"') from error
+    example = torch.zeros(2, 3, image_size, image_size)
+    program = torch.export.export(layers, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    network = openvino.convert_model(program)
+    if calibration:
+        nncf.set_log_level(logging.ERROR)
+        data = nncf.Dataset([batch.numpy() for batch in calibration])
+        with redirect_stdout(io.StringIO()):  # progress bars
+            network = nncf.quantize(network, data, subset_size=len(calibration))
+    compiled = openvino.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda x: torch.from_numpy(compiled(x.numpy())[0])
+
+
 def compile_frozen(layers: nn.Module, x: Tensor) -> Callable:
     """``layers`` compiled by inductor for inputs like ``x``, with the weights built in as constants.
 
@@ -267,7 +360,6 @@ def compile_frozen(layers: nn.Module, x: Tensor) -> Callable:
     """
     import torch._inductor.config as inductor
 
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a missing GPU
     with inductor.patch(freezing=True):
         compiled = torch.compile(layers)
         compiled(x)

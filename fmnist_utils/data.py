@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
 from fmnist_utils import ROOT
 
@@ -79,7 +79,7 @@ class FashionMNIST(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """A batch at once: uint8 [B, 28, 28] and int64 [B]. PyTorch's DataLoader calls this when a Dataset has it."""
-        chosen = torch.as_tensor(indices)
+        chosen = row_numbers(indices, self.images.device)
         return self.images[chosen], self.labels[chosen]
 
     def select(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> "FashionMNIST":
@@ -172,21 +172,56 @@ def train_val_split(dataset: FashionMNIST, val: int = 5000, seed: int = 0) -> tu
     return dataset.select(order[val:].sort().values), dataset.select(order[:val].sort().values)
 
 
-def make_loader(dataset: Dataset, batch_size: int, shuffle: bool = False, seed: int = 0) -> DataLoader:
+def make_loader(
+    dataset: Dataset, batch_size: int, shuffle: bool = False, seed: int = 0, process: int = 0, processes: int = 1
+) -> DataLoader:
     """A DataLoader over any Dataset with `__getitems__`, such as FashionMNIST: uint8 [B, 28, 28] and int64 [B].
 
-    Two loaders with the same seed give the same order. See `notebooks/02_preprocessing.ipynb`.
+    Two loaders with the same seed give the same order. Of each batch, process number `process` of `processes` gets
+    every `processes`-th image, so that together they see each image once. See `notebooks/02_preprocessing.ipynb`.
     """
     # Its own generator: the order then depends on nothing else that draws random numbers, nor disturbs it.
     generator = torch.Generator().manual_seed(seed)
     # Batch normalisation cannot learn from a single image, so a last training batch of one is left out of the epoch.
-    drop_last = shuffle and len(dataset) > batch_size and len(dataset) % batch_size == 1
-    return DataLoader(dataset, batch_size, shuffle, collate_fn=_as_it_is, generator=generator, drop_last=drop_last)
+    drop_last = shuffle and len(dataset) > batch_size and 0 < len(dataset) % batch_size < max(2, processes)
+    if processes == 1:
+        return DataLoader(dataset, batch_size, shuffle, collate_fn=_as_it_is, generator=generator, drop_last=drop_last)
+    order = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
+    batches = _BatchShare(BatchSampler(order, batch_size, drop_last), process, processes)
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is, generator=generator)
+
+
+def batch_weights(loader: DataLoader) -> list[float]:
+    """What each batch's mean loss counts in the mean over processes: 1, unless they cannot share the batch evenly."""
+    if not isinstance(share := getattr(loader, "batch_sampler", None), _BatchShare):
+        return [1.0] * len(loader)
+    count, size = len(loader.dataset), share.batches.batch_size
+    sizes = [min(size, count - start) for start in range(0, count, size)][: len(share)]
+    return [len(range(share.process, size, share.processes)) * share.processes / size for size in sizes]
+
+
+class _BatchShare(Sampler):
+    """One process's part of each batch."""
+
+    def __init__(self, batches: BatchSampler, process: int, processes: int):
+        self.batches, self.process, self.processes = batches, process, processes
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch[self.process :: self.processes] for batch in self.batches)
 
 
 def _as_it_is(batch):
     # `__getitems__` has already put the batch together.
     return batch
+
+
+def row_numbers(indices: Sequence[int] | np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`indices` as a tensor on `device`; a GPU is not made to wait for it."""
+    rows = torch.as_tensor(indices)
+    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows
 
 
 def _stratified_order(labels: torch.Tensor, seed: int) -> torch.Tensor:

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from fmnist_utils import ROOT, profile
 from fmnist_utils.cache import CachedFeatures, as_input
-from fmnist_utils.data import FashionMNIST, make_loader, replacing
+from fmnist_utils.data import CLASSES, FashionMNIST, make_loader, replacing
 from fmnist_utils.models import Classifier, summary
+from fmnist_utils.processes import exchange, rank_and_count, shares
 
 
 @torch.no_grad()
@@ -28,7 +29,8 @@ def predict(model: Classifier, data: Dataset, batch_size: int = 250, flip: bool 
     """Class probabilities, float32 [N, 10], of images or of :class:`~fmnist_utils.cache.CachedFeatures`.
 
     ``flip`` gives the mean over each image and its mirror image, and features with several views the mean over the
-    views (test-time augmentation; Simonyan & Zisserman, 2015, section 3.2).
+    views (test-time augmentation; Simonyan & Zisserman, 2015, section 3.2). Several processes share the images, and all
+    get the whole.
     """
     model.eval()
     device = next(model.head.parameters()).device
@@ -41,10 +43,15 @@ def predict(model: Classifier, data: Dataset, batch_size: int = 250, flip: bool 
     else:
         views = [data, FashionMNIST(data.images.flip(-1), data.labels, data.source)] if flip else [data]
     part = (model.split(data.border)[1] if cached else model).eval().to(device, memory_format=torch.channels_last)
-    means = 0
+    means, edges = torch.zeros(len(data), len(CLASSES)), shares(len(data))
+    own = range(*edges[rank_and_count()[0] :][:2])
     for view in views:
-        logits = [part(as_input(inputs).to(device)) for inputs, _ in make_loader(view, batch_size)]
-        means = means + torch.cat(logits).float().softmax(1).cpu() / len(views)
+        start = own.start
+        for inputs, _ in make_loader(Subset(view, own), batch_size):
+            probabilities = part(as_input(inputs.to(device))).float().softmax(1).cpu()
+            means[start : start + len(inputs)] += probabilities / len(views)
+            start += len(inputs)
+    exchange(means, edges)
     return means.numpy()
 
 

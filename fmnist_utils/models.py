@@ -11,6 +11,7 @@ import json
 import operator
 from collections import OrderedDict
 from dataclasses import asdict
+from functools import cached_property, partial
 from http.client import HTTPException
 from pathlib import Path
 
@@ -140,6 +141,11 @@ class Classifier(_FrozenNormMixin):
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.backbone(self.preprocess(images)))
 
+    @cached_property
+    def layers(self) -> list[tuple[str, nn.Module | None]]:
+        """:func:`layers_in_order` of the backbone, traced once; a copy of the model has its own."""
+        return layers_in_order(self.backbone)
+
     def split(self, border: int | None = None) -> tuple[Layers, Layers]:
         """(frozen prefix, trainable rest); applied one after the other they equal the model and share its layers.
 
@@ -242,9 +248,12 @@ def _vgg16_backbone(state: dict | None) -> nn.Sequential:
 def _resnet50_backbone(state: dict | None) -> nn.Sequential:
     from torchvision.models import resnet50
 
-    net = resnet50(weights=None)
-    if state is not None:
-        net.load_state_dict(state)
+    if state is None:
+        net = resnet50(weights=None)
+    else:
+        with torch.device("meta"):  # no random values are drawn for what the state dict brings
+            net = resnet50(weights=None)
+        net.load_state_dict(state, assign=True)
     stem = nn.Sequential(OrderedDict((name, getattr(net, name)) for name in ("conv1", "bn1", "relu", "maxpool")))
     return nn.Sequential(OrderedDict(stem=stem, **{f"layer{i}": getattr(net, f"layer{i}") for i in range(1, 5)}))
 
@@ -266,11 +275,46 @@ def _small_cnn_backbone(state: dict | None) -> nn.Sequential:
     )
 
 
+class WideBlock(nn.Module):
+    """Pre-activation residual block of two 3×3 convolutions; a 1×1 convolution adapts the shortcut where sizes change.
+
+    As in the authors' code, that shortcut starts behind the first normalisation and ReLU.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.norm1, self.relu1 = nn.BatchNorm2d(inputs), nn.ReLU()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.norm2, self.relu2 = nn.BatchNorm2d(outputs), nn.ReLU()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.shortcut = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.relu1(self.norm1(x))
+        change = self.conv2(self.relu2(self.norm2(self.conv1(active))))
+        return change + (x if self.shortcut is None else self.shortcut(active))
+
+
+def _wide_resnet_backbone(state: dict | None, blocks: int, width: int) -> nn.Sequential:
+    groups, inputs = OrderedDict(stem=nn.Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False))), 16
+    for number, outputs in enumerate((16 * width, 32 * width, 64 * width), 1):
+        first = WideBlock(inputs, outputs, stride=1 if number == 1 else 2)
+        groups[f"group{number}"] = nn.Sequential(first, *(WideBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
+        inputs = outputs
+    groups["group3"].extend([nn.BatchNorm2d(inputs), nn.ReLU()])
+    for layer in nn.Sequential(groups).modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(groups)
+
+
 #: Backbone name: (what builds it from a state dict or None, default head, default image size, statistics of its input).
 BACKBONES = {
     "vgg16": (_vgg16_backbone, "classic", 56, VGG_ORIGINAL_STATS),
     "resnet50": (_resnet50_backbone, "gap-256", 64, IMAGENET_STATS),
     "small_cnn": (_small_cnn_backbone, "linear", 28, FASHION_MNIST_STATS),
+    "wide_resnet": (partial(_wide_resnet_backbone, blocks=4, width=10), "linear", 28, FASHION_MNIST_STATS),
+    "wide_resnet_16_4": (partial(_wide_resnet_backbone, blocks=2, width=4), "linear", 28, FASHION_MNIST_STATS),
 }
 
 
@@ -290,15 +334,16 @@ def build_model(
     """Build a :class:`Classifier` in eval mode; explained in notebooks/03_vgg16_transfer_learning.ipynb.
 
     ``name``: ``"vgg16"`` (Simonyan & Zisserman, 2015, arXiv:1409.1556), ``"resnet50"`` (He et al., 2016,
-    arXiv:1512.03385; notebook 04) or ``"small_cnn"`` (five convolutions, from scratch).
+    arXiv:1512.03385; notebook 04), and from scratch ``"small_cnn"`` (five convolutions), ``"wide_resnet"`` (WRN-28-10,
+    Zagoruyko & Komodakis, 2016, arXiv:1605.07146, without dropout) or the smaller ``"wide_resnet_16_4"``.
     ``weights``: ``"imagenet"``, or ``None`` for random ones (a choice, never a fallback).
     ``head``: a key of ``HEADS`` or such a row of your own; default ``classic`` for VGG16 (with pool 7:
-    25088 -> 1024 -> 512 -> 10), ``gap-256`` for ResNet50 and ``linear`` for the small CNN.
+    25088 -> 1024 -> 512 -> 10), ``gap-256`` for ResNet50 and ``linear`` for the others.
     ``cut_after``: last block that is kept: ``"block1"`` … ``"block5"`` of VGG16, ``"stem"``, ``"layer1"`` …
-    ``"layer4"`` of ResNet50; default all.
+    ``"layer4"`` of ResNet50, ``"stem"``, ``"group1"`` … ``"group3"`` of the wide ones; default all.
     ``trainable``: what learns, see :func:`set_trainable`; default ``"head"`` for pretrained and ``"all"`` for random
     weights.
-    ``image_size``: side in pixels the network sees (default 56 for VGG16, 64 for ResNet50, 28 for the small CNN).
+    ``image_size``: side in pixels the network sees (default 56 for VGG16, 64 for ResNet50, 28 for the others).
     ``batchnorm``: ``"eval"`` keeps the backbone's BatchNorm statistics even where its layers learn. ``seed``: for every
     random initial value, whatever was drawn before.
 
@@ -382,8 +427,7 @@ def set_trainable(model: Classifier, trainable: str | int) -> Classifier:
     lists them. Raises ``ValueError`` for a number that the backbone does not have. Explained in
     notebooks/04_resnet50_fine_tuning.ipynb.
     """
-    layers = layers_in_order(model.backbone)
-    count = trainable
+    layers, count = model.layers, trainable
     if isinstance(trainable, str):
         check_name("trainable", trainable, ("head", "all"))
         count = len(layers) if trainable == "all" else 0
@@ -465,16 +509,14 @@ def load_model(path: str | Path) -> Classifier:
             f"{text.name} was trained on {card['weights']}, but the weights found here are {model.weights}. "
             "Restore data/weights/ from the repository."
         )
-    return load_state(model, path).eval()
+    return load_state(model, load_file(file), file).eval()
 
 
-def load_state(model: Classifier, path: str | Path) -> Classifier:
-    """Load ``<path>.safetensors`` into ``model``, built as the saved one was; ``ValueError`` where it does not fit."""
-    file = Path(path).with_name(Path(path).name + ".safetensors")
-    state = load_file(file)
+def load_state(model: Classifier, state: dict[str, Tensor], source: str | Path) -> Classifier:
+    """Load a :func:`changed_state` into ``model``, built as its own was; ``ValueError`` where it does not fit."""
     missing = changed_state(model).keys() ^ state.keys()
     if missing:
-        raise ValueError(f"{file} does not fit its model: {', '.join(sorted(missing))}.")
+        raise ValueError(f"{source} does not fit its model: {', '.join(sorted(missing))}.")
     model.load_state_dict(state, strict=False)
     return model
 

@@ -39,8 +39,8 @@ class Preprocess(nn.Module):
     torchvision's PIL pipeline (Resize, Grayscale(3), ToTensor, Normalize) within one grey level, because PIL rounds
     resized pixels to whole levels. ``augment`` works in training mode only; flip, rotation, zoom, shift and resize are
     one affine grid and so one bilinear resampling (Jaderberg et al., 2015, arXiv:1506.02025); erasing follows Zhong et
-    al. (2017, arXiv:1708.04896) with black, the data's background. Random numbers come from torch's CPU generator, so
-    a seed gives the same images on every device. Explained in notebooks/02_preprocessing.ipynb.
+    al. (2017, arXiv:1708.04896) with black, the data's background. Random numbers are drawn on the device, which need
+    not wait for any. Explained in notebooks/02_preprocessing.ipynb.
 
     Raises ``ValueError`` for anything but ``uint8 [B, H, W]``.
     """
@@ -68,14 +68,14 @@ class Preprocess(nn.Module):
         return torch.addcmul(self.offset, grey, self.scale)
 
     def _resample(self, grey: Tensor, augment: Augment) -> Tensor:
-        count, size = len(grey), self.image_size
+        count, size, device = len(grey), self.image_size, grey.device
 
         def uniform(limit: float) -> Tensor:
-            return (torch.rand(count) * 2 - 1) * limit
+            return (torch.rand(count, device=device) * 2 - 1) * limit
 
         angle = torch.deg2rad(uniform(augment.rotation))
         zoom = 1 / (1 + uniform(augment.zoom))
-        mirror = 1 - 2 * (torch.rand(count) < augment.flip).float()
+        mirror = 1 - 2 * (torch.rand(count, device=device) < augment.flip).float()
         # Rows map output to input coordinates in [-1, 1], hence the inverse zoom; the mirror acts on the output's x.
         matrix = torch.stack(
             [
@@ -83,7 +83,7 @@ class Preprocess(nn.Module):
                 torch.stack([angle.sin() * zoom * mirror, angle.cos() * zoom, uniform(2 * augment.shift)], 1),
             ],
             1,
-        ).to(grey.device)
+        )
         grid = F.affine_grid(matrix, (count, 1, size, size), align_corners=False)
         # Staying within the outermost pixel centres reproduces F.interpolate for the identity (and, unlike border
         # padding, works on Apple GPUs); what lies outside the image becomes black.
@@ -93,12 +93,13 @@ class Preprocess(nn.Module):
 
     @staticmethod
     def _erase(grey: Tensor, probability: float) -> Tensor:
-        count, size = len(grey), grey.shape[-1]
-        area, ratio = 0.02 + 0.18 * torch.rand(count), torch.exp((torch.rand(count) * 2 - 1) * 1.2)
+        count, size, device = len(grey), grey.shape[-1], grey.device
+        share, shape, row, column, hit = torch.rand(5, count, device=device)
+        area, ratio = 0.02 + 0.18 * share, torch.exp((shape * 2 - 1) * 1.2)
         sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1)
-        corner = torch.rand(count, 2) * (1 - sides)
-        hit = torch.rand(count, 1) < probability
-        start, stop = (torch.where(hit, v, -1.0).to(grey.device)[..., None] for v in (corner, corner + sides))
-        position = (torch.arange(size, device=grey.device) + 0.5) / size
+        corner = torch.stack([row, column], 1) * (1 - sides)
+        hit = hit[:, None] < probability
+        start, stop = (torch.where(hit, v, -1.0)[..., None] for v in (corner, corner + sides))
+        position = (torch.arange(size, device=device) + 0.5) / size
         covered = (position >= start) & (position < stop)  # [B, 2, S]: rows, columns
         return grey.masked_fill((covered[:, 0, :, None] & covered[:, 1, None, :])[:, None], 0.0)

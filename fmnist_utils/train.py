@@ -12,21 +12,25 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from torchvision.transforms.v2 import CutMix, MixUp
 from tqdm import tqdm
 
 from fmnist_utils.cache import CachedFeatures, as_input, half_precision
-from fmnist_utils.data import CLASSES, make_loader, replacing
+from fmnist_utils.data import CLASSES, batch_weights, make_loader, replacing
 from fmnist_utils.models import Classifier, changed_state, check_name, load_state, save_model, set_trainable
+from fmnist_utils.processes import from_first, joint_batch_norm, on_cpu, rank_and_count, shares, total
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "exponential", "constant")
@@ -52,6 +56,7 @@ def fit(
     patience: int | None = None,
     checkpoint: str | Path | None = None,
     mixed_precision: str = "auto",
+    compile: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -66,7 +71,14 @@ def fit(
     et al., 2019, arXiv:1905.04899); ``ema`` validates and keeps an exponential moving average of the weights, such as
     0.99 (torch's ``AveragedModel``; Polyak & Juditsky, 1992), instead of the last ones.
     ``patience`` stops after that many epochs without a better validation accuracy. ``mixed_precision``: ``"auto"`` is
-    bf16 (or fp16) on a CUDA GPU and float32 elsewhere; or Accelerate's ``"no"``, ``"fp16"``, ``"bf16"``.
+    bf16 (or fp16) on a CUDA GPU and float32 elsewhere; or Accelerate's ``"no"``, ``"fp16"``, ``"bf16"``. To a GPU the
+    data move once, if they take less than half of its free memory. ``compile`` passes the model through
+    ``torch.compile``, which pays in long trainings only; its time is in ``history.attrs["compile_seconds"]``.
+
+    Started by ``torchrun`` or ``accelerate launch`` in several processes, each computes its part of every batch (of
+    ``batch_size`` images in all), gradients, BatchNorm's statistics and metrics are those of the whole, and the first
+    process writes the files. The result is that of one process up to rounding, and up to dropout and augmentation,
+    which are drawn per process.
 
     ``checkpoint`` names a file without ending: an interrupted call, repeated, goes on after the last finished epoch and
     ends, on a CPU, with the same weights; a finished one leaves :func:`~fmnist_utils.models.save_model`'s two files,
@@ -80,9 +92,13 @@ def fit(
     Raises ``ValueError`` for unknown names, features of another model, or a checkpoint of other settings, and
     ``FloatingPointError`` when the loss is no longer a number. Explained in notebooks/03_vgg16_transfer_learning.ipynb.
     """
-    settings = {k: v for k, v in locals().items() if k not in ("model", "train", "val", "checkpoint", "progress")}
+    unsettled = ("model", "train", "val", "checkpoint", "compile", "progress")
+    settings = {k: v for k, v in locals().items() if k not in unsettled}
+    rank, processes = rank_and_count()
     if epochs < 1:
         raise ValueError(f"epochs={epochs}: train for at least 1.")
+    if batch_size < processes:
+        raise ValueError(f"batch_size={batch_size} is too small for {processes} processes: each needs an image.")
     if mix is not None:
         check_name("mix", mix, MIXES)
         if isinstance(train, CachedFeatures):
@@ -92,9 +108,10 @@ def fit(
     run = json.dumps([settings, model.config, model.weights, _fingerprint(train), _fingerprint(val)])
     if checkpoint:  # a phase starts where the one before has ended
         run += hashlib.sha256(b"".join(t.numpy().tobytes() for t in changed_state(model).values())).hexdigest()
-    if checkpoint and (rows := _finished(Path(checkpoint), run, model)):
-        model.eval()
-        return _as_history(rows)
+    if checkpoint and (found := from_first(lambda: _finished(Path(checkpoint), run))):
+        rows, state = found
+        load_state(model, state, checkpoint).eval()
+        return _as_history(rows, compile_seconds=0.0)
 
     # Accelerate looks for notebook widgets, which this package does not use, and warns where there are none.
     warnings.filterwarnings("ignore", message="IProgress not found")
@@ -102,65 +119,81 @@ def fit(
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()  # or the precision of a process's first training would bind all later ones
-    accelerator = Accelerator(mixed_precision=_precision(mixed_precision))
+    accelerator = Accelerator(
+        mixed_precision=_precision(mixed_precision), cpu=on_cpu(), dynamo_plugin=_compiler() if compile else None
+    )
     model.to(accelerator.device)
-    loader = make_loader(train, batch_size, shuffle=True, seed=seed)
-    generator = loader.generator
+    train, val = (_on_device(data, accelerator.device) for data in (train, val))
+    loader = make_loader(train, batch_size, shuffle=True, seed=seed, process=rank, processes=processes)
     steps = epochs * len(loader)
     slow = model.backbone if backbone_lr is not None else None
     opt = make_optimizer(part, optimizer, lr, weight_decay, slow, backbone_lr)
     scheduler = make_schedule(opt, schedule, steps, len(loader), decay)
     average = AveragedModel(part, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+    own = range(*shares(len(val))[rank : rank + 2])
+    val_part = Subset(val.view(0) if isinstance(val, CachedFeatures) else val, own)
+    val_loader = make_loader(val_part, 2 * batch_size)
     plain = part
-    val_loader = make_loader(val.view(0) if isinstance(val, CachedFeatures) else val, 2 * batch_size)
-    part, opt, loader, val_loader = accelerator.prepare(part, opt, loader, val_loader)
     loss_function = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+    after_step = (lambda: average.update_parameters(plain)) if ema else None
 
     progress_file = Path(f"{checkpoint}.resume.pt") if checkpoint else None
-    rows, best = _resume(progress_file, run, model, opt, scheduler, average)
-    bar = tqdm(total=epochs, initial=len(rows), unit="epoch", disable=not progress, leave=False)
-    for epoch in range(len(rows), epochs):
-        if _is_over(rows, patience):
-            break
-        # Seeding by epoch is what makes an interrupted run repeatable: no generator state has to be stored.
-        torch.manual_seed(seed * 100_003 + epoch)
-        generator.manual_seed(seed * 100_003 + epoch)
-        began = time.perf_counter()
-        train_loss, train_accuracy = train_one_epoch(
-            part, loader, opt, scheduler, loss_function, accelerator, mix=mix, average=average, plain=plain
-        )
-        if not math.isfinite(train_loss):
-            raise FloatingPointError(
-                f"The loss is {train_loss} in epoch {epoch + 1}: lower lr (now {lr}) and start again."
+    rows, best = [], {}
+    if state := from_first(lambda: _progress(progress_file, run)):
+        rows, best = state["rows"], state["best"]
+        model.load_state_dict(state["model"], strict=False)
+        opt.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        if average is not None:
+            average.load_state_dict(state["average"])
+    with _own_forward(plain):
+        part, opt = accelerator.prepare(part, opt)
+        for norm in plain.modules() if processes > 1 else ():
+            if isinstance(norm, _BatchNorm):
+                norm.forward = partial(joint_batch_norm, norm)
+        compile_seconds = _warm_up(part, plain, loader, val_loader, loss_function, accelerator) if compile else 0.0
+        bar = tqdm(total=epochs, initial=len(rows), unit="epoch", disable=not progress or rank > 0, leave=False)
+        for epoch in range(len(rows), epochs):
+            if _is_over(rows, patience):
+                break
+            # Seeding by epoch is what makes an interrupted run repeatable: no generator state has to be stored.
+            torch.manual_seed(seed * 100_003 + epoch + 10_000_019 * rank)
+            loader.generator.manual_seed(seed * 100_003 + epoch)
+            began = time.perf_counter()
+            train_loss, train_accuracy = train_one_epoch(
+                part, loader, opt, scheduler, loss_function, accelerator, mix=mix, after_step=after_step
             )
-        with _averaged(plain, average):
-            val_loss, val_accuracy = evaluate(part, val_loader)
-            kept = {k: v.clone() for k, v in changed_state(model).items()}
-        rows.append(
-            {
-                "epoch": epoch + 1,
-                "lr": scheduler.get_last_lr()[0],
-                "train_loss": train_loss,
-                "train_accuracy": train_accuracy,
-                "val_loss": val_loss,
-                "val_accuracy": val_accuracy,
-                "seconds": time.perf_counter() - began,
-            }
-        )
-        if val_accuracy >= max(row["val_accuracy"] for row in rows):
-            best = kept
-        if progress_file:
-            _save_progress(progress_file, run, model, opt, scheduler, average, rows, best)
-        bar.set_postfix_str(f"validation accuracy {val_accuracy:.1%}")
-        bar.update()
-    bar.close()
-    accelerator.unwrap_model(part, keep_fp32_wrapper=False)
+            if not math.isfinite(train_loss):
+                raise FloatingPointError(
+                    f"The loss is {train_loss} in epoch {epoch + 1}: lower lr (now {lr}) and start again."
+                )
+            with _averaged(plain, average):
+                val_loss, val_accuracy = evaluate(part, val_loader)
+                if val_accuracy >= max((row["val_accuracy"] for row in rows), default=0):
+                    best = {k: v.clone() for k, v in changed_state(model).items()}
+            rows.append(
+                {
+                    "epoch": epoch + 1,
+                    "lr": scheduler.get_last_lr()[0],
+                    "train_loss": train_loss,
+                    "train_accuracy": train_accuracy,
+                    "val_loss": val_loss,
+                    "val_accuracy": val_accuracy,
+                    "seconds": time.perf_counter() - began,
+                }
+            )
+            if progress_file and rank == 0:
+                _save_progress(progress_file, run, model, opt, scheduler, average, rows, best)
+            bar.set_postfix_str(f"validation accuracy {val_accuracy:.1%}")
+            bar.update()
+        bar.close()
     model.load_state_dict(best, strict=False)
     model.eval()
     if checkpoint:
-        save_model(model, checkpoint, settings=settings, history=rows, run=_digest(run))
-        progress_file.unlink(missing_ok=True)
-    return _as_history(rows)
+        from_first(lambda: save_model(model, checkpoint, settings=settings, history=rows, run=_digest(run)))
+        if rank == 0:
+            progress_file.unlink(missing_ok=True)
+    return _as_history(rows, compile_seconds)
 
 
 def fit_phases(
@@ -195,23 +228,26 @@ def fit_phases(
         name = f"{checkpoint}-phase{before + 1}" if checkpoint else None
         history = fit(model, train, val, **arguments, checkpoint=name, seed=seed + 1000 * before, progress=progress)
         histories.append(history.assign(phase=before + 1, trainable=counts[before]).reset_index(drop=True))
+    compile_seconds = sum(history.attrs["compile_seconds"] for history in histories)
     history = pd.concat(histories, ignore_index=True)
+    history.attrs["compile_seconds"] = compile_seconds
     history.index = pd.RangeIndex(1, len(history) + 1, name="epoch")
     return history
 
 
 def train_one_epoch(
-    model, loader, optimizer, scheduler, loss_function, accelerator, mix=None, average=None, plain=None
+    model, loader, optimizer, scheduler, loss_function, accelerator, mix=None, after_step=None
 ) -> tuple[float, float]:
     """One pass over ``loader`` with a step per batch; returns (mean loss, accuracy), both over samples.
 
-    With ``mix`` an image counts as recognised when the class with the larger share is predicted. ``average`` (an
-    ``AveragedModel`` of ``plain``, which is ``model`` without wrappers) is updated after each step.
+    With ``mix`` an image counts as recognised when the class with the larger share is predicted. ``after_step`` is
+    called after each step, for a moving average of the weights.
     """
     mixer = {"mixup": MixUp, "cutmix": CutMix}[mix](num_classes=len(CLASSES)) if mix else None
     model.train()
     loss_sum, correct, count = 0.0, 0, 0
-    for inputs, labels in loader:
+    for (inputs, labels), weight in zip(loader, batch_weights(loader), strict=True):
+        inputs, labels = inputs.to(accelerator.device), labels.to(accelerator.device)
         targets = labels
         if mixer:
             mixed, targets = mixer(inputs[:, None].float(), labels)
@@ -219,29 +255,37 @@ def train_one_epoch(
         logits = model(as_input(inputs))
         loss = loss_function(logits, targets)
         optimizer.zero_grad()
-        accelerator.backward(loss)
+        accelerator.backward(loss * weight)
         optimizer.step()
         scheduler.step()
-        if average is not None:
-            average.update_parameters(plain)
+        if after_step:
+            after_step()
         # Sums stay on the device: asking for a number in every step would make a GPU wait.
         loss_sum += loss.detach() * len(labels)
         correct += (logits.argmax(1) == labels).sum()
         count += len(labels)
-    return float(loss_sum) / count, float(correct) / count
+    return _means(loss_sum, correct, count)
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader) -> tuple[float, float]:
     """Mean cross-entropy (natural logarithm) and accuracy over the samples of ``loader``, in eval mode."""
     model.eval()
+    device = next(model.parameters()).device
     loss_sum, correct, count = 0.0, 0, 0
     for inputs, labels in loader:
+        inputs, labels = inputs.to(device), labels.to(device)
         logits = model(as_input(inputs)).float()
         loss_sum += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
         count += len(labels)
-    return float(loss_sum) / count, float(correct) / count
+    return _means(loss_sum, correct, count)
+
+
+def _means(loss_sum, correct, count) -> tuple[float, float]:
+    """Both over the samples of all processes, however many each had."""
+    sums = total(torch.tensor([float(loss_sum), float(correct), count], dtype=torch.float64)).tolist()
+    return sums[0] / sums[2], sums[1] / sums[2]
 
 
 def _trainable_part(model: Classifier, train: Dataset, val: Dataset) -> nn.Module:
@@ -278,9 +322,10 @@ def make_optimizer(
         rate = slow_lr if id(p) in slow_ids else lr
         groups.setdefault((id(p) in slow_ids, rate, weight_decay if p.ndim > 1 else 0.0), []).append(p)
     groups = [{"params": own, "lr": rate, "weight_decay": decay} for (_, rate, decay), own in groups.items()]
+    fused = next(model.parameters()).is_cuda  # one kernel a step, where parameters are many and small
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
-    return (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(groups, lr=lr)
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused)
+    return (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(groups, lr=lr, fused=fused)
 
 
 def make_schedule(optimizer, name: str, steps: int, steps_per_epoch: int, decay: float) -> LRScheduler:
@@ -291,6 +336,52 @@ def make_schedule(optimizer, name: str, steps: int, steps_per_epoch: int, decay:
     if name == "cosine":
         return CosineAnnealingLR(optimizer, T_max=steps)
     return ExponentialLR(optimizer, gamma=decay ** (1 / steps_per_epoch) if name == "exponential" else 1.0)
+
+
+def _on_device(data: Dataset, device: torch.device) -> Dataset:
+    """``data`` with its tensors on a GPU that has room for them, so that no batch has to travel."""
+    names = ("features", "labels") if isinstance(data, CachedFeatures) else ("images", "labels")
+    size = sum(getattr(data, name).nbytes for name in names)
+    if device.type != "cuda" or size > torch.cuda.mem_get_info(device)[0] / 2:
+        return data
+    data = copy.copy(data)
+    for name in names:
+        setattr(data, name, getattr(data, name).to(device))
+    return data
+
+
+def _compiler():
+    from accelerate.utils import TorchDynamoPlugin
+
+    return TorchDynamoPlugin(backend="inductor", dynamic=False)
+
+
+def _warm_up(part, plain, loader, val_loader, loss_function, accelerator) -> float:
+    """Compile for every batch size to come; returns the seconds. Weights and statistics stay as they were."""
+    began = time.perf_counter()
+    kept = copy.deepcopy(plain.state_dict())
+    for training, batches in ((True, loader), (False, val_loader)):
+        part.train(training)
+        for size in sorted({len(batch) for batch in batches.batch_sampler}, reverse=True):
+            inputs, labels = (x.to(accelerator.device) for x in batches.dataset.__getitems__(list(range(size))))
+            with torch.set_grad_enabled(training):
+                loss = loss_function(part(as_input(inputs)), labels)
+            if training:
+                accelerator.backward(loss)
+    plain.zero_grad()
+    plain.load_state_dict(kept)
+    return time.perf_counter() - began
+
+
+@contextmanager
+def _own_forward(model: nn.Module):
+    """Whatever happens within it, at its end every layer has its own ``forward`` again."""
+    try:
+        yield
+    finally:
+        for layer in model.modules():
+            vars(layer).pop("forward", None)
+            vars(layer).pop("_original_forward", None)
 
 
 def _precision(wanted: str) -> str:
@@ -314,8 +405,10 @@ def _is_over(rows: list[dict], patience: int | None) -> bool:
     return len(rows) - 1 - accuracies.index(max(accuracies)) >= patience
 
 
-def _as_history(rows: list[dict]) -> pd.DataFrame:
-    return pd.DataFrame(rows).set_index("epoch")
+def _as_history(rows: list[dict], compile_seconds: float) -> pd.DataFrame:
+    history = pd.DataFrame(rows).set_index("epoch")
+    history.attrs["compile_seconds"] = compile_seconds
+    return history
 
 
 def _digest(run: str) -> str:
@@ -336,19 +429,18 @@ def _averaged(model: nn.Module, average: AveragedModel | None):
         model.load_state_dict(own)
 
 
-def _finished(path: Path, run: str, model: Classifier) -> list[dict]:
-    """The history of a finished training of the same settings, whose weights are loaded into ``model``, or []."""
+def _finished(path: Path, run: str) -> tuple[list[dict], dict] | None:
+    """History and weights of a finished training of the same settings."""
     card = path.with_name(path.name + ".json")
     if not card.is_file():
-        return []
+        return None
     try:
         found = json.loads(card.read_text(encoding="utf-8"))
     except ValueError:
-        return []  # damaged: trained anew and replaced
+        return None  # damaged: trained anew and replaced
     if found.get("run") != _digest(run):
-        return []
-    load_state(model, path)
-    return found["history"]
+        return None
+    return found["history"], load_file(path.with_name(path.name + ".safetensors"))
 
 
 def _save_progress(path: Path, run: str, model, optimizer, scheduler, average, rows, best) -> None:
@@ -366,17 +458,13 @@ def _save_progress(path: Path, run: str, model, optimizer, scheduler, average, r
         torch.save(state, temporary)
 
 
-def _resume(path: Path | None, run: str, model, optimizer, scheduler, average) -> tuple[list[dict], dict]:
+def _progress(path: Path | None, run: str) -> dict | None:
+    """What :func:`_save_progress` has written last, if it has."""
     if path is None or not path.is_file():
-        return [], {}
+        return None
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state.get("run") != run:
         raise ValueError(
             f"{path} belongs to a run with other settings, data or model: delete it to start anew, or use those."
         )
-    model.load_state_dict(state["model"], strict=False)
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    if average is not None:
-        average.load_state_dict(state["average"])
-    return state["rows"], state["best"]
+    return state

@@ -511,7 +511,7 @@ def test_mixed_labels_follow_the_mixed_pixels(monkeypatch, mix, share):
     larger = labels if share > 0.5 or mix == "cutmix" else labels[partner]
     model = Recorder(larger)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    accelerator = types.SimpleNamespace(backward=lambda loss: loss.backward())
+    accelerator = types.SimpleNamespace(device=torch.device("cpu"), backward=lambda loss: loss.backward())
     _, accuracy = train.train_one_epoch(
         model, [(images, labels)], optimizer, make_schedule(optimizer, "constant", 1, 1, 1.0), loss_function,
         accelerator, mix=mix,
