@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
@@ -136,7 +137,7 @@ def cache_features(
     them. benchmarks/prefix_engine.py measures speed and accuracy.
 
     Started in several processes, each computes a part; in memory all of them then hold the whole, and a ``folder``
-    must be on a disk that all share.
+    must be on a disk that all share. Features from a folder are for reading only.
 
     Raises ``ValueError`` where nothing is frozen, ``FloatingPointError`` where activations do not fit float16,
     ``OSError`` where the disk is too small and ``ImportError`` where OpenVINO is wanted but not installed.
@@ -165,7 +166,8 @@ def cache_features(
         report, features = PrefixPass(**found, reused=True), _open(store)
     else:
         # Small batches keep activations in the CPU's reused memory; a GPU needs large ones to be busy.
-        batch_size = min(batch_size or (32 if device.type == "cpu" else 256), len(dataset))
+        fitting = max(8, min(32, 32 * 64**2 // model.preprocess.image_size**2)) if device.type == "cpu" else 256
+        batch_size = min(batch_size or fitting, len(dataset))
         if store:
             store.parent.mkdir(parents=True, exist_ok=True)
         make_engine = partial(_Engine, model, prefix, own_key, device, batch_size)
@@ -244,7 +246,10 @@ def _write_report(store: Path, report: PrefixPass) -> None:
 
 
 def _open(store: Path) -> Tensor:
-    return torch.from_numpy(np.load(store, mmap_mode="c"))
+    # Linux counts a copy-on-write mapping as memory and refuses one that is larger; a read-only one may be any size.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.load(store, mmap_mode="r"))
 
 
 def _new_file(part: Path, shape: tuple[int, ...]) -> Path:
@@ -349,7 +354,8 @@ def openvino_frozen(layers: nn.Module, image_size: int, calibration: list[Tensor
         data = nncf.Dataset([batch.numpy() for batch in calibration])
         with redirect_stdout(io.StringIO()):  # progress bars
             network = nncf.quantize(network, data, subset_size=len(calibration))
-    compiled = openvino.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"} | threads)
     return lambda x: torch.from_numpy(compiled(x.numpy())[0])
 
 

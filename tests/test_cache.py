@@ -1,6 +1,9 @@
 """`fmnist_utils.cache` against torchvision's own forward pass on the same images."""
 
+import sys
+
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -195,6 +198,16 @@ def test_features_in_memory_and_on_disk_are_the_same(small_vgg, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_file_larger_than_the_memory_can_be_used(tmp_path):
+    gigabytes = 2 * psutil.virtual_memory().total // 10**9 + psutil.swap_memory().total // 10**9
+    rows = gigabytes * 10**9 // 2048
+    file = np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.float16, (1, rows, 1024))  # sparse: takes no disk
+    file[0, rows - 1] = 3
+    del file
+    features = cache._open(tmp_path / "large.npy")
+    assert features.shape == (1, rows, 1024) and (features[0, -1] == 3).all() and (features[0, -2] == 0).all()
+
+
 def test_interrupted_pass_leaves_no_file(small_vgg, tiny, tmp_path, error):
     model, seen = small_vgg().train(), []
 
@@ -277,6 +290,37 @@ def test_compiler_that_fails_does_not_stop_the_pass(small_vgg, tiny, expected_fe
     found = cached(small_vgg(), tiny, batch_size=30)
     assert found.report.engine.startswith("eager, because compiling failed") and "RuntimeError" in str(found.report)
     assert_close_in_float16(found.features[0], expected_features(tiny.images))
+
+
+@pytest.mark.parametrize(("int8", "largest"), [(False, 1e-3), (True, 0.1)])
+def test_openvino_gives_the_features_of_torch(small_vgg, tiny, expected_features, int8, largest, monkeypatch):
+    settings = {"engine": "openvino", "calibration": tiny if int8 else None, "verbose": False}
+    model = small_vgg()
+    found = cache_features(model, tiny, **settings)
+    assert found.report.engine == f"OpenVINO, {'int8' if int8 else 'float32'}"
+    assert found.key != cache_features(small_vgg(), tiny, verbose=False, device="cpu").key
+    expected = expected_features(tiny.images)
+    error = (found.features[0].float() - expected).norm() / expected.norm()
+    assert error < largest
+    if int8:
+        assert error > 1e-3  # or it would not be int8
+    # Another split goes through the same network: it is not built (and calibrated) again.
+    monkeypatch.setattr(cache, "openvino_frozen", None)
+    part = cache_features(model, tiny.select(range(40, 80)), **settings)
+    torch.testing.assert_close(part.features[0], found.features[0, 40:80], rtol=1e-3, atol=1e-2)
+
+
+def test_engines_are_checked(small_vgg, tiny):
+    with pytest.raises(ValueError, match="engine='openvin'.*'openvino'"):
+        cache_features(small_vgg(), tiny, engine="openvin")
+    with pytest.raises(ValueError, match="calibration"):
+        cache_features(small_vgg(), tiny, calibration=tiny)
+
+
+def test_missing_openvino_is_explained(small_vgg, tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match=r"openvino is not installed: pip install .fmnist-utils\[fast\]"):
+        cache_features(small_vgg(), tiny, engine="openvino", verbose=False)
 
 
 def test_short_passes_and_machines_without_compiler_stay_eager(small_vgg, tiny, monkeypatch):

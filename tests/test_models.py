@@ -1,5 +1,6 @@
 """`fmnist_utils.preprocess` and `.models` against torchvision, PIL and formulas worked out by hand."""
 
+import copy
 import json
 import math
 from collections import Counter
@@ -88,7 +89,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 def drawn(value: float):
     """Stands in for torch.rand: 1 draws every random change at its upper limit, 0 at its lower one."""
-    return lambda *size: torch.full(size, value)
+    return lambda *size, device=None: torch.full(size, value, device=device)
 
 
 # ------------------------------------------------------------------------------------------------ preprocessing
@@ -481,6 +482,38 @@ def test_resnet50_from_data_weights_computes_torchvisions_features(elsewhere, mo
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
 
 
+@pytest.mark.parametrize("counted", [True, False], ids=["with batch counts", "without, as older files are"])
+def test_resnet50_takes_over_a_state_dict_and_draws_no_values_of_its_own(monkeypatch, counted):
+    with torch.device("meta"):
+        shapes = resnet50(weights=None).state_dict()
+    state = {
+        name: torch.full(v.shape, 7 if v.dtype == torch.int64 else 0.5, dtype=v.dtype) for name, v in shapes.items()
+    }
+    state = {name: v for name, v in state.items() if counted or not name.endswith("num_batches_tracked")}
+    monkeypatch.setattr(models, "find_weights", lambda name: (state, "imagenet:test"))
+    drawn = []
+    monkeypatch.setattr(nn.init, "kaiming_normal_", lambda filters, **_: drawn.append(filters.device.type))
+    model = build_model("resnet50", trainable="all")
+    assert set(drawn) <= {"meta"}
+    assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in model.backbone.parameters())
+    for name, tensor in model.backbone.state_dict().items():
+        expected = (7 if counted else 0) if name.endswith("num_batches_tracked") else 0.5
+        assert tensor.device.type == "cpu" and (tensor == expected).all(), name
+        assert tensor.dtype == (torch.int64 if name.endswith("num_batches_tracked") else torch.float32)
+
+
+def test_the_backbone_is_traced_once_and_a_copy_freezes_its_own_layers(monkeypatch, resnet_on_paper):
+    calls, trace = [], models.layers_in_order
+    monkeypatch.setattr(models, "layers_in_order", lambda backbone: calls.append(1) or trace(backbone))
+    duplicate = copy.deepcopy(resnet_on_paper)
+    for trainable in ("head", 10, "all"):
+        set_trainable(duplicate, trainable)
+        found = sum(p.requires_grad for p in duplicate.backbone.parameters())
+        assert found == {"head": 0, 10: 9, "all": 3 * 53}[trainable]
+    assert not any(p.requires_grad for p in resnet_on_paper.backbone.parameters())
+    assert calls == []  # building the model has traced it
+
+
 def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: b.clone() for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
 
@@ -540,6 +573,92 @@ def test_split_at_any_earlier_border_and_at_no_later_one(small_vgg, images, sett
     for border in (-1, 0, last + 1):
         with pytest.raises(ValueError, match=f"only the first {last} layers"):
             model.split(border)
+
+
+# ------------------------------------------------------------------------------------------------- wide residual net
+
+
+def wide_resnet_size(blocks: int, width: int, side: int) -> tuple[int, int]:
+    """(parameters, FLOPs of an image) of the convolutions and normalisations, counted by hand for one grey channel."""
+    parameters, flops, inputs = 9 * 16, 2 * 9 * 16 * side * side, 16
+    for outputs in (16 * width, 32 * width, 64 * width):
+        side = side if outputs == 16 * width else side // 2
+        filters = 9 * inputs * outputs + 9 * outputs * outputs + inputs * outputs + (blocks - 1) * 18 * outputs**2
+        parameters += filters + 2 * (inputs + outputs) + (blocks - 1) * 4 * outputs
+        flops, inputs = flops + 2 * filters * side * side, outputs
+    return parameters + 2 * inputs, flops
+
+
+def test_wide_resnet_is_the_papers_wrn_28_10():
+    # Three input channels and a classifier without normalisation make it the 36.5 million of the paper's table 4.
+    parameters, flops = wide_resnet_size(blocks=4, width=10, side=28)
+    assert parameters + 2 * 9 * 16 + 10 * 640 + 10 == 36_479_194
+    with torch.device("meta"):
+        model = build_model("wide_resnet", weights=None)
+    assert sum(p.numel() for p in model.backbone.parameters() if p.requires_grad) == parameters
+    kinds = Counter(type(module) for _, module in model.layers)
+    # 28 layers with weights are the stem, 24 convolutions in blocks and three on shortcuts; the classifier is the head.
+    assert kinds == {nn.Conv2d: 1 + 24 + 3, nn.BatchNorm2d: 25, nn.ReLU: 25, type(None): 12}
+    assert [name for name, _ in model.layers[-2:]] == ["group3.4", "group3.5"]
+
+    table = summary(build_model("wide_resnet_16_4", weights=None))
+    assert table.output.to_dict() == {
+        "preprocess": "1×28×28",
+        "stem": "16×28×28",
+        "group1": "64×28×28",
+        "group2": "128×14×14",
+        "group3": "256×7×7",
+        "head": "10",
+        "total": "",
+    }
+    parameters, flops = wide_resnet_size(blocks=2, width=4, side=28)
+    assert table.parameters[["stem", "group1", "group2", "group3"]].sum() == parameters
+    assert table.MFLOPs[["stem", "group1", "group2", "group3"]].sum() == pytest.approx(flops / 1e6)
+
+
+@pytest.mark.parametrize(("inputs", "stride"), [(6, 1), (4, 2)], ids=["same size", "wider and smaller"])
+def test_wide_block_computes_what_the_paper_draws(inputs, stride):
+    torch.manual_seed(0)
+    block, x = models.WideBlock(inputs, 6, stride).eval(), torch.randn(2, inputs, 8, 8)
+    for norm in (block.norm1, block.norm2):
+        norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+
+    def active(x: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
+        values = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        mean, variance, scale, shift = (v[:, None, None] for v in values)
+        return ((x - mean) / (variance + 1e-5).sqrt() * scale + shift).clamp(min=0)
+
+    def convolved(x: torch.Tensor, filters: torch.Tensor, stride: int) -> torch.Tensor:
+        side = filters.shape[-1]
+        patches = nn.functional.unfold(x, side, padding=side // 2, stride=stride)
+        return (filters.flatten(1) @ patches).unflatten(2, (x.shape[2] // stride, x.shape[3] // stride))
+
+    first = active(x, block.norm1)
+    expected = convolved(active(convolved(first, block.conv1.weight, stride), block.norm2), block.conv2.weight, 1)
+    expected += x if stride == 1 else convolved(first, block.shortcut.weight, stride)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_wide_resnet_learns_splits_and_returns_from_a_file(images, tmp_path):
+    model = build_model("wide_resnet_16_4", weights=None, image_size=8)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    nn.functional.cross_entropy(model.train()(images[:2]), torch.tensor([3, 7])).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    unchanged = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    # The head normalises a batch of two images to ±1 in every channel, whatever lies in front of it.
+    assert not any(name.startswith("head.") for name in unchanged) and len(unchanged) < len(before) / 2
+
+    set_trainable(model, 7)  # ReLU, norm; addition, second convolution; ReLU, norm; first convolution
+    free = {name for name, p in model.backbone.named_parameters() if p.requires_grad}
+    assert free == {f"group3.{name}" for name in ("2.weight", "2.bias", "1.conv1.weight", "1.conv2.weight",
+                                                  "1.norm2.weight", "1.norm2.bias")}  # fmt: skip
+    prefix, rest = model.eval().split()
+    save_model(model, tmp_path / "wide")
+    with torch.no_grad():
+        torch.testing.assert_close(rest(prefix(images)), model(images))
+        assert torch.equal(load_model(tmp_path / "wide")(images), model(images))
 
 
 # ------------------------------------------------------------------------------------------------------ weights

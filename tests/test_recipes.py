@@ -1,5 +1,6 @@
 """`fmnist_utils.recipes`: each one on paper, and a tiny one run against numbers from single runs."""
 
+import copy
 import functools
 import inspect
 import json
@@ -11,6 +12,7 @@ import torch
 from fmnist_utils import data, recipes
 from fmnist_utils.evaluate import load_predictions, save_result
 from fmnist_utils.models import build_model, set_trainable
+from fmnist_utils.preprocess import Augment
 from fmnist_utils.train import MIXES, OPTIMIZERS, SCHEDULES, fit
 
 TINY_CNN = {
@@ -35,7 +37,7 @@ def test_every_recipe_can_be_built_and_trained_on_paper(name):
         model = build_model(**settings | {"weights": None})
     counts = []
     for phase in recipe["phases"]:
-        arguments = dict(phase)
+        arguments = {key: recipes._of_profile(value) for key, value in phase.items()}
         set_trainable(model, arguments.pop("trainable"))
         counts.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
         bound = inspect.signature(fit).bind(model, None, None, **arguments)
@@ -104,6 +106,37 @@ def test_random_weights_are_named_in_every_file(run):
     assert name == "tiny-vgg-random-weights-smoke.json" and result["recipe"] == "tiny-vgg-random-weights"
     assert result["weights"] == "none" and result["command"].endswith("tiny-vgg --random-weights")
     assert (run.folder / "data" / "models" / "tiny-vgg.json").read_bytes() == pretrained
+
+
+@pytest.mark.parametrize("ingredient", recipes.INGREDIENTS)
+def test_leaving_an_ingredient_out_changes_nothing_else(ingredient):
+    full = recipes.RECIPES["wide-resnet-best"]
+    before, after = copy.deepcopy(full), recipes.leave_out(full, ingredient)
+    assert full == before
+    kept = {"flip": 0.5, "shift": 4 / 28, "erasing": 0.5}
+    kept |= {key: full["phases"][0][key] for key in ("label_smoothing", "ema")} | {"mirror": True}
+    augment, phase = after["model"]["augment"], after["phases"][0]
+    assert augment == Augment(**{key: kept[key] for key in ("flip", "shift", "erasing") if key != ingredient})
+    assert phase == {key: value for key, value in full["phases"][0].items() if key != ingredient}
+    assert after["flip"] == (ingredient != "mirror")
+    assert after["model"] | {"augment": None} == full["model"] | {"augment": None}
+    with pytest.raises(ValueError, match=f"has no '{ingredient}' to leave out"):
+        recipes.leave_out(after, ingredient)
+
+
+def test_what_was_left_out_is_named_in_every_file(run):
+    name, result, predictions = run("tiny-cnn", without=("mirror",))
+    assert name == "tiny-cnn-without-mirror-smoke.json" and result["recipe"] == "tiny-cnn-without-mirror"
+    assert result["command"].endswith("tiny-cnn --without mirror") and not result["test_time_flip"]
+    _, mirrored, others = run("tiny-cnn")
+    assert result["history"][0]["train_loss"] == mirrored["history"][0]["train_loss"]
+    assert not np.allclose(predictions["test"], others["test"])
+
+
+def test_settings_of_a_phase_follow_the_profile(run, monkeypatch):
+    phase = TINY_CNN["phases"][0] | {"epochs": (1, 5, 9)}
+    monkeypatch.setitem(recipes.RECIPES, "tiny-cnn", TINY_CNN | {"phases": [phase]})
+    assert run("tiny-cnn")[1]["epochs"] == 1
 
 
 def test_unknown_recipe_is_refused_with_the_nearest_known_one():
