@@ -137,7 +137,8 @@ def cache_features(
     them. benchmarks/prefix_engine.py measures speed and accuracy.
 
     Started in several processes, each computes a part; in memory all of them then hold the whole, and a ``folder``
-    must be on a disk that all share. Features from a folder are for reading only.
+    must be on a disk that all share. Features from a folder are for reading only:
+    writing into them ends Python.
 
     Raises ``ValueError`` where nothing is frozen, ``FloatingPointError`` where activations do not fit float16,
     ``OSError`` where the disk is too small and ``ImportError`` where OpenVINO is wanted but not installed.
