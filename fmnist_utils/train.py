@@ -118,7 +118,8 @@ def fit(
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state()  # or the precision of a process's first training would bind all later ones
+    # Or the precision of a process's first training would bind all later ones, and notebook_launcher refuse to start.
+    AcceleratorState._reset_state(reset_partial_state=processes == 1)
     accelerator = Accelerator(
         mixed_precision=_precision(mixed_precision), cpu=on_cpu(), dynamo_plugin=_compiler() if compile else None
     )
@@ -187,6 +188,7 @@ def fit(
             bar.set_postfix_str(f"validation accuracy {val_accuracy:.1%}")
             bar.update()
         bar.close()
+    AcceleratorState._reset_state(reset_partial_state=processes == 1)
     model.load_state_dict(best, strict=False)
     model.eval()
     if checkpoint:

@@ -1,0 +1,93 @@
+"""Every benchmark runs, in seconds and with few images, and its file says what was done; speed itself is not tested."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fmnist_utils import ROOT
+
+SCRIPTS = [
+    ("start_up", []),
+    ("prefix_engine", []),
+    ("usual_loop", []),
+    ("cost_growth", []),
+    pytest.param(
+        "cost_growth",
+        ["--large"],
+        marks=pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as only Linux can"),
+    ),
+    ("training_throughput", []),
+    ("speed_run", []),
+]
+
+
+def run(name: str, arguments: list[str]) -> dict:
+    file = ROOT / "results" / "benchmarks" / f"{name}{'_large' if arguments else ''}-smoke.json"
+    file.unlink(missing_ok=True)
+    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", *arguments]
+    environment = os.environ | {"FMNIST_PROFILE": "smoke", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def numbers_in(found) -> list[float]:
+    if isinstance(found, dict | list):
+        inner = found.values() if isinstance(found, dict) else found
+        return [number for value in inner for number in numbers_in(value)]
+    return [found] if isinstance(found, float) else []
+
+
+@pytest.mark.parametrize(("name", "arguments"), SCRIPTS)
+def test_benchmark_runs_and_its_file_is_complete(name, arguments):
+    found = run(name, arguments)
+    assert {"setting", "unit", "hardware", "versions", "date"} <= found.keys()
+    assert found["ours"] > 0 and found["reference"] > 0
+    assert found["hardware"]["device"] == "cpu"
+    assert all(math.isfinite(number) for number in numbers_in(found))
+    if not arguments:
+        picture = np.asarray(Image.open(ROOT / "results" / "figures" / f"{name}-smoke.png").convert("RGB"))
+        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20  # not an empty page
+    globals().get(f"check_{name}", lambda _: None)(found)
+
+
+def check_prefix_engine(found: dict) -> None:
+    engines = pd.DataFrame(found["engines"])
+    assert len(engines) == 5 and (engines.images_per_second > 0).all()
+    # Seven 3×3 convolutions of VGG16 at 56, 28 and 14 px, two operations a product.
+    layers = [(56, 3, 64), (56, 64, 64), (28, 64, 128), (28, 128, 128), (14, 128, 256), (14, 256, 256), (14, 256, 256)]
+    flops = sum(2 * 9 * side**2 * inputs * outputs for side, inputs, outputs in layers)
+    assert engines.gflop_per_image[0] == pytest.approx(flops / 1e9, abs=1e-3)
+    assert engines.weights[0].startswith("imagenet:")
+    assert 0 <= found["accuracy"]["int8_accuracy"] <= 1
+
+
+def check_usual_loop(found: dict) -> None:
+    cases = pd.DataFrame(found["cases"]).set_index("case")
+    assert len(cases) == 6
+    assert cases.weights[cases.model == "vgg16"].str.startswith("imagenet:").all()
+    # Same images, order, initial values and dropout: what differs is rounding.
+    assert cases.largest_val_loss_difference.dropna().max() < 0.3
+    ratio = cases.usual_total_seconds / cases.ours_total_seconds
+    np.testing.assert_allclose(cases.speedup_total, ratio, rtol=1e-3)
+
+
+def check_cost_growth(found: dict) -> None:
+    points = pd.DataFrame(found.get("points", []))
+    if len(points):  # not of --large
+        block3 = points[(points.cut_after == "block3") & (points.image_size == 28)]
+        np.testing.assert_allclose(block3.cache_mb, block3.images * 256 * 3 * 3 * 2 / 1e6, rtol=0.02, atol=1e-3)
+
+
+def check_speed_run(found: dict) -> None:
+    runs, goals = pd.DataFrame(found["runs"]), pd.DataFrame(found["goals"]).set_index("target")
+    for target, group in runs.groupby("target"):
+        assert goals.accuracy_mean[target] == pytest.approx(group.accuracy.mean(), abs=1e-3)
+        assert goals.above_target[target] == (group.accuracy >= target).sum()
