@@ -215,10 +215,14 @@ def save_result(
             logs = {k: np.log(np.maximum(v, 1e-12)).astype(np.float16) for k, v in predictions.items()}
             np.savez_compressed(file, **logs)
     write_text(path, json.dumps(result, indent=1) + "\n")
+    _update_readme(folder)
+    return path
+
+
+def _update_readme(folder: Path) -> None:
     readme = folder.parent / "README.md"
     if profile() != "smoke" and readme.is_file():
-        write_text(readme, with_results_table(readme.read_text(encoding="utf-8"), folder))
-    return path
+        write_text(readme, with_tables(readme.read_text(encoding="utf-8"), folder))
 
 
 def save_benchmark(
@@ -235,7 +239,7 @@ def save_benchmark(
     """Write ``results/benchmarks/<name>-<profile>.json``: two measurements of one run and their ratio ours : reference.
 
     ``unit`` says what was measured, for example ``"images/s"``. A matplotlib ``figure`` goes to
-    ``results/figures/<name>-<profile>.png``.
+    ``results/figures/<name>-<profile>.png``. README's table of benchmarks is brought up to date.
     """
     benchmark = {
         "name": name,
@@ -256,6 +260,7 @@ def save_benchmark(
         (folder / "figures").mkdir(exist_ok=True)
         with replacing(folder / "figures" / f"{path.stem}.png") as temporary:
             figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
+    _update_readme(folder)
     return path
 
 
@@ -312,11 +317,24 @@ def results_table(folder: Path = ROOT / "results") -> str:
     return "\n".join(lines)
 
 
-def with_results_table(readme: str, folder: Path = ROOT / "results") -> str:
-    """``readme`` with the text between its two ``results`` markers replaced by :func:`results_table`."""
-    return re.sub(
-        r"(<!-- results:start[^>]*-->\n).*?(<!-- results:end -->)",
-        lambda match: match[1] + results_table(folder) + "\n" + match[2],
-        readme,
-        flags=re.DOTALL,
-    )
+def benchmarks_table(folder: Path = ROOT / "results") -> str:
+    """README's table of benchmarks in Markdown: the headline pair of each file under ``results/benchmarks``."""
+    lines = ["| benchmark | ours | against | | what was measured |", "|---|---:|---:|---|---|"]
+    for path in sorted((folder / "benchmarks").glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["profile"] == "smoke" or "ratio" not in found:
+            continue
+        link = f"[`{path.stem}`](results/benchmarks/{path.name})"
+        pair = " | ".join(
+            f"{value:,.0f}" if (value := found[key]) >= 100 else f"{value:.3g}" for key in ("ours", "reference")
+        )
+        lines.append(f"| {link} | {pair} | {found['unit']} | {found['setting']} |")
+    return "\n".join(lines)
+
+
+def with_tables(readme: str, folder: Path = ROOT / "results") -> str:
+    """``readme`` with :func:`results_table` and :func:`benchmarks_table` between the markers of each."""
+    for marker, table in (("results", results_table(folder)), ("benchmarks", benchmarks_table(folder))):
+        between = re.compile(rf"(?<=<!-- {marker}:start)([^>]*-->\n).*?(?=<!-- {marker}:end -->)", re.DOTALL)
+        readme = between.sub(lambda match, table=table: match[1] + table + "\n", readme)
+    return readme

@@ -27,7 +27,7 @@ from fmnist_utils.evaluate import (
     save_benchmark,
     save_result,
     score,
-    with_results_table,
+    with_tables,
     with_temperature,
 )
 from fmnist_utils.preprocess import Augment
@@ -285,7 +285,7 @@ def test_recorded_runs_appear_in_the_readme_between_the_markers_best_first(small
     assert "91.23%" in readme and "85.00%" in readme and "old" not in readme
     assert names_in(project) == ["README.md", "results"]
     assert list(load_results(project / "results")["metrics.test_accuracy"]) == [0.91235, 0.85]
-    assert with_results_table(readme, project / "results") == readme
+    assert with_tables(readme, project / "results") == readme
 
 
 def test_runs_of_several_seeds_show_their_deviation(small_vgg, project, monkeypatch):
@@ -318,8 +318,21 @@ def test_missing_predictions_are_an_error_that_names_those_there_are(small_vgg, 
         load_predictions("small-cnn-full", folder=folder)
 
 
+def test_benchmarks_appear_in_the_readme_and_smoke_ones_do_not(project, monkeypatch):
+    (project / "README.md").write_text("<!-- benchmarks:start -->\nold\n<!-- benchmarks:end -->\n", encoding="utf-8")
+    settings = {"reference": 3.0, "unit": "images/s", "folder": project / "results"}
+    save_benchmark("skipped", setting="few", ours=1.0, **settings)
+    monkeypatch.setenv("FMNIST_PROFILE", "cpu")
+    save_benchmark("engine", setting="VGG16", ours=12345.678, **settings)
+    assert (project / "README.md").read_text(encoding="utf-8").splitlines()[1:-1] == [
+        "| benchmark | ours | against | | what was measured |",
+        "|---|---:|---:|---|---|",
+        "| [`engine-cpu`](results/benchmarks/engine-cpu.json) | 12,346 | 3 | images/s | VGG16 |",
+    ]
+
+
 def test_readme_without_markers_stays_as_it_is(project):
-    assert with_results_table("# Title\n", project / "results") == "# Title\n"
+    assert with_tables("# Title\n", project / "results") == "# Title\n"
 
 
 def test_no_results_make_an_empty_table(project):
@@ -447,7 +460,7 @@ def test_accuracies_are_collected_from_metrics_and_not_from_histories(tmp_path):
 def test_readme_shows_the_recorded_runs():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(re.findall("<!-- results:start", readme)) == len(re.findall("<!-- results:end -->", readme)) == 1
-    assert with_results_table(readme) == readme, "run fmnist_utils.evaluate.with_results_table over README.md"
+    assert with_tables(readme) == readme, "run fmnist_utils.evaluate.with_tables over README.md"
 
 
 def test_readme_claims_no_accuracy_that_is_not_recorded():
