@@ -144,16 +144,18 @@ def draw(rows: list[dict]) -> plt.Figure:
     """Images/s of each engine beside the limit of float32."""
     use_style()
     names = list(dict.fromkeys(row["network"] for row in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(10, 3.4), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(11, 3.8), sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         own = [row for row in rows if row["network"] == name][::-1]
         color = [COLORS["accent" if "int8" in row["engine"] else "train"] for row in own]
         bars = axis.barh([r["engine"] for r in own], [r["images_per_second"] for r in own], color=color)
-        axis.bar_label(bars, [f"{row['images_per_second']:.3g}" for row in own], padding=3)
-        axis.axvline(own[0]["limit_images_per_second"], color=COLORS["muted"], linestyle="--")
-        axis.text(own[0]["limit_images_per_second"], 4.6, "limit of float32", color=COLORS["muted"], ha="center")
+        rates = [f"{row['images_per_second']:.3g}" for row in own]
+        axis.bar_label(bars, rates, padding=-36, color="white", fontweight="bold")
+        axis.axvline(own[0]["limit_images_per_second"], ymax=0.92, color="black", linestyle="--")
+        axis.text(own[0]["limit_images_per_second"], 4.7, "matrix product in float32", ha="center", fontsize=10)
+        axis.set_ylim(-0.6, 4.9)
         weights = "random weights" if own[0]["weights"] == "none" else "ImageNet weights"
-        axis.set_title(f"{name} ({weights})", pad=20)
+        axis.set_title(f"{name}\n{weights}")
         axis.set_xlim(0, 1.2 * max(own[0]["limit_images_per_second"], *(r["images_per_second"] for r in own)))
         axis.set_xlabel("images per second")
         axis.grid(axis="y", visible=False)
