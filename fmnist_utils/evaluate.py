@@ -21,7 +21,7 @@ from fmnist_utils import ROOT, profile
 from fmnist_utils.cache import CachedFeatures, as_input
 from fmnist_utils.data import CLASSES, FashionMNIST, make_loader, replacing
 from fmnist_utils.models import Classifier, summary
-from fmnist_utils.processes import exchange, rank_and_count, shares
+from fmnist_utils.processes import exchange, own_share, shares
 
 
 @torch.no_grad()
@@ -43,15 +43,14 @@ def predict(model: Classifier, data: Dataset, batch_size: int = 250, flip: bool 
     else:
         views = [data, FashionMNIST(data.images.flip(-1), data.labels, data.source)] if flip else [data]
     part = (model.split(data.border)[1] if cached else model).eval().to(device, memory_format=torch.channels_last)
-    means, edges = torch.zeros(len(data), len(CLASSES)), shares(len(data))
-    own = range(*edges[rank_and_count()[0] :][:2])
+    means, own = torch.zeros(len(data), len(CLASSES)), own_share(len(data))
     for view in views:
         start = own.start
         for inputs, _ in make_loader(Subset(view, own), batch_size):
             probabilities = part(as_input(inputs.to(device))).float().softmax(1).cpu()
             means[start : start + len(inputs)] += probabilities / len(views)
             start += len(inputs)
-    exchange(means, edges)
+    exchange(means, shares(len(data)))
     return means.numpy()
 
 

@@ -41,6 +41,11 @@ def shares(count: int) -> list[int]:
     return [count * i // processes for i in range(processes + 1)]
 
 
+def own_share(count: int) -> range:
+    """This process's part of :func:`shares`."""
+    return range(*shares(count)[rank_and_count()[0] :][:2])
+
+
 def exchange(values: Tensor, edges: list[int]) -> None:
     """Complete ``values`` [N, …] in every process; process ``i`` has filled rows ``edges[i]`` to ``edges[i + 1]``."""
     for source, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from fmnist_utils.cache import CachedFeatures, as_input, half_precision
 from fmnist_utils.data import CLASSES, batch_weights, make_loader, replacing
 from fmnist_utils.models import Classifier, changed_state, check_name, load_state, save_model, set_trainable
-from fmnist_utils.processes import from_first, joint_batch_norm, on_cpu, rank_and_count, shares, total
+from fmnist_utils.processes import from_first, joint_batch_norm, on_cpu, own_share, rank_and_count, total
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "exponential", "constant")
@@ -117,11 +117,16 @@ def fit(
     warnings.filterwarnings("ignore", message="IProgress not found")
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs, TorchDynamoPlugin
 
     # Or the precision of a process's first training would bind all later ones, and notebook_launcher refuse to start.
     AcceleratorState._reset_state(reset_partial_state=processes == 1)
     accelerator = Accelerator(
-        mixed_precision=_precision(mixed_precision), cpu=on_cpu(), dynamo_plugin=_compiler() if compile else None
+        mixed_precision=_precision(mixed_precision),
+        cpu=on_cpu(),
+        dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=False) if compile else None,
+        # Buffers agree without it, and processes may have different numbers of validation batches.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     model.to(accelerator.device)
     train, val = (_on_device(data, accelerator.device) for data in (train, val))
@@ -131,8 +136,7 @@ def fit(
     opt = make_optimizer(part, optimizer, lr, weight_decay, slow, backbone_lr)
     scheduler = make_schedule(opt, schedule, steps, len(loader), decay)
     average = AveragedModel(part, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
-    own = range(*shares(len(val))[rank : rank + 2])
-    val_part = Subset(val.view(0) if isinstance(val, CachedFeatures) else val, own)
+    val_part = Subset(val.view(0) if isinstance(val, CachedFeatures) else val, own_share(len(val)))
     val_loader = make_loader(val_part, 2 * batch_size)
     plain = part
     loss_function = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
@@ -350,12 +354,6 @@ def _on_device(data: Dataset, device: torch.device) -> Dataset:
     for name in names:
         setattr(data, name, getattr(data, name).to(device))
     return data
-
-
-def _compiler():
-    from accelerate.utils import TorchDynamoPlugin
-
-    return TorchDynamoPlugin(backend="inductor", dynamic=False)
 
 
 def _warm_up(part, plain, loader, val_loader, loss_function, accelerator) -> float:

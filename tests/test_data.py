@@ -590,3 +590,34 @@ def test_loader_order_depends_on_its_seed_only():
 def test_training_batch_of_a_single_image_is_left_out_but_evaluation_sees_every_image():
     assert [len(batch) for batch in data.make_loader(Squares(), 3, shuffle=True)] == [3, 3, 3]
     assert [len(batch) for batch in data.make_loader(Squares(), 3)] == [3, 3, 3, 1]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_processes_share_each_batch_of_the_single_loader(processes, shuffle):
+    loaders = [
+        data.make_loader(Squares(), 4, shuffle, seed=5, process=i, processes=processes) for i in range(processes)
+    ]
+    whole = [list(batch) for batch in data.make_loader(Squares(), 4, shuffle, seed=5)]
+    drop = processes == 3 and shuffle  # the last batch has two images: too few for three processes to learn from
+    for part in zip(*loaders, whole[:-1] if drop else whole, strict=True):
+        *parts, batch = map(list, part)
+        assert sorted(sum(parts, [])) == sorted(batch)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize(("count", "size", "processes"), [(11, 4, 2), (10, 4, 2), (11, 4, 3), (12, 4, 4), (3, 8, 2)])
+def test_weighted_means_of_the_parts_average_to_the_mean_of_the_batch(count, size, processes):
+    values = torch.randn(count, generator=torch.Generator().manual_seed(0))
+    images = FashionMNIST(torch.zeros(count, 28, 28, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64))
+    images.labels = torch.arange(count)  # to find the values again
+    parts = [data.make_loader(images, size, process=i, processes=processes) for i in range(processes)]
+    whole = [values[rows].mean() for _, rows in data.make_loader(images, size)]
+    weighted = [
+        torch.stack(
+            [values[rows].mean() * weight for (_, rows), weight in zip(part, data.batch_weights(part), strict=True)]
+        )
+        for part in parts
+    ]
+    torch.testing.assert_close(torch.stack(weighted).mean(0), torch.stack(whole))
+    assert data.batch_weights(data.make_loader(images, size)) == [1.0] * len(whole)

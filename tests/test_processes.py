@@ -61,7 +61,7 @@ def test_two_processes_give_the_result_of_one(folders, task):
     assert [json.loads((two / f"{task}-{i}.json").read_text())["processes"] for i in (0, 1)] == [2, 2]
     expected = history_of(one, task)
     for process in (0, 1):
-        # With 203 and 51 images, an image counted twice or not at all would change every mean.
+        # With 203 and 257 images, an image counted twice or not at all would change every mean.
         pd.testing.assert_frame_equal(history_of(two, task, process), expected, rtol=1e-8)
         assert_close(*(load_file(f / f"{task}-{i}.safetensors") for f, i in ((one, 0), (two, process))))
         assert_close(*(load_file(f / f"{task}-{i}-predictions.safetensors") for f, i in ((one, 0), (two, process))))

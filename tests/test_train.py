@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
 from fmnist_utils import train
-from fmnist_utils.cache import CachedFeatures, cache_features
+from fmnist_utils.cache import CachedFeatures, cache_features, find_compiler
 from fmnist_utils.data import FashionMNIST, make_loader
 from fmnist_utils.models import build_model, load_model
 from fmnist_utils.preprocess import Augment
@@ -647,3 +647,16 @@ def test_precision_can_differ_from_one_training_to_the_next(small_vgg, tiny, tin
 
 def test_progress_bar_leaves_no_widget_in_saved_notebooks():
     assert train.tqdm.__module__ == "tqdm.std"
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_training_is_the_same_training(small_vgg, tiny, tiny_val):
+    histories, states = [], []
+    for compile in (False, True):
+        model = small_vgg(head=(0, 2, (16,), False), dropout=0.0)
+        histories.append(quick_fit(model, *features_of(model, tiny, tiny_val), optimizer="sgd", compile=compile))
+        states.append(model.head.state_dict())
+    pd.testing.assert_frame_equal(*map(without_time, histories), rtol=1e-4)
+    torch.testing.assert_close(states[1], states[0], rtol=1e-3, atol=1e-5)
+    assert histories[0].attrs["compile_seconds"] == 0 < histories[1].attrs["compile_seconds"]
+    assert "forward" not in vars(model.head) and not any("forward" in vars(layer) for layer in model.modules())
