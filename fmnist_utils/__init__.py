@@ -2,7 +2,7 @@
 
 The notebooks explain every function once and import it afterwards; each docstring names its notebook.
 Data flows one way: ``data -> preprocess -> models -> cache -> train -> evaluate -> plots``; ``recipes`` (whole
-runs by name) and ``explain`` (Grad-CAM) sit on top.
+runs by name), ``explain`` (Grad-CAM) and ``export`` (ONNX files) sit on top.
 """
 
 import os
