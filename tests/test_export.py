@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fmnist_utils import ROOT, __version__, data, export
 from fmnist_utils.models import build_model, load_model
@@ -68,18 +69,26 @@ def small_cnn_at_20_pixels():
     return model
 
 
+def random_model(name, **settings):
+    """Random weights, with BatchNorm statistics of real images, or all images would look alike to it."""
+    model = build_model(name, weights=None, **settings).train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = None  # the mean over all batches: here of one
+    with torch.no_grad():
+        model(data.load("test").subset(64).images)
+    return model.eval()
+
+
 CASES = {
     "small CNN": (lambda: load_model(SMALL_CNN), 256),
     "smaller than the image": (small_cnn_at_20_pixels, 256),
-    "uneven pooling, 7 to 4": (lambda: build_model("small_cnn", weights=None, head="pooled"), 256),
-    "uneven pooling, 2 to 7": (
-        lambda: build_model("small_cnn", weights=None, image_size=8, head=(0, 7, (8,), True)),
-        256,
-    ),
+    "uneven pooling, 7 to 4": (lambda: random_model("small_cnn", head="pooled"), 256),
+    "uneven pooling, 2 to 7": (lambda: random_model("small_cnn", image_size=8, head=(0, 7, (8,), True)), 256),
     "VGG16 cut after block3": (lambda: load_model(ROOT / "data" / "models" / "vgg16-block3-two-views"), 48),
     "VGG16, pooling 1 to 7": (lambda: build_model("vgg16"), 16),
-    "ResNet50": (lambda: build_model("resnet50", weights=None, image_size=32), 64),
-    "wide ResNet": (lambda: build_model("wide_resnet_16_4", weights=None), 16),
+    "ResNet50": (lambda: random_model("resnet50", image_size=32), 64),
+    "wide ResNet": (lambda: random_model("wide_resnet_16_4"), 16),
 }
 
 
@@ -109,7 +118,7 @@ def test_any_batch_size_gives_the_same(exported, real_images):
     "wrong", [np.zeros((1, 28, 28), np.float32), np.zeros((28, 28), np.uint8), np.zeros((1, 32, 32), np.uint8)]
 )
 def test_anything_but_raw_images_is_refused(exported, wrong):
-    with pytest.raises(Exception, match="(?i)invalid.*images"):
+    with pytest.raises(Exception, match="INVALID_ARGUMENT"):
         run(exported[0], wrong)
 
 
@@ -119,11 +128,11 @@ def test_file_and_card_say_what_they_are(exported):
     network = onnx.load(file, load_external_data=False)
     onnx.checker.check_model(network, full_check=True)
     image, probability = network.graph.input[0], network.graph.output[0]
-    assert (len(network.graph.input), image.name, image.type.tensor_type.elem_type) == (1, "images", 2)
+    assert len(network.graph.input) == 1
+    assert (image.name, image.type.tensor_type.elem_type) == ("images", onnx.TensorProto.UINT8)
     assert [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim] == ["batch", 28, 28]
-    assert (len(network.graph.output), probability.name, probability.type.tensor_type.elem_type) == (
-        *(1, "probabilities", 1),
-    )
+    assert len(network.graph.output) == 1
+    assert (probability.name, probability.type.tensor_type.elem_type) == ("probabilities", onnx.TensorProto.FLOAT)
     card = json.loads((file.parent / "small-cnn.onnx.json").read_text(encoding="utf-8"))
     content, source = file.read_bytes(), json.loads(SMALL_CNN.with_suffix(".json").read_text())
     assert card.pop("sha256") == hashlib.sha256(content).hexdigest() and card.pop("bytes") == len(content)
