@@ -237,12 +237,13 @@ def run(
             print(f"seed {seed}: test accuracy {tested['accuracy']:.2%} in {seconds['total']:.0f} s")
 
     model, history, metrics, _, predictions = runs[0]
+    mirrored = bool(recipe.get("flip", False) or recipe.get("views", 1) > 1)
     table = {key: [metrics[key] for _, _, metrics, _, _ in runs] for key in metrics}
     summarised = {key: float(np.mean(values)) for key, values in table.items()}
     if len(runs) > 1:
         summarised |= {f"{key}_sd": float(np.std(values, ddof=1)) for key, values in table.items()}
     if save:
-        card = _card(recipe_name, command, model, metrics, splits)
+        card = _card(recipe_name, command, model, metrics, mirrored, splits)
         from_first(lambda: save_model(model, ROOT / "data" / "models" / recipe_name, **card))
     engine = inputs["train"].report.engine if isinstance(inputs["train"], CachedFeatures) else "no cache"
     rate = _images_per_second(model, splits["test"])
@@ -259,7 +260,7 @@ def run(
         per_seed={key: [round(value, 5) for value in values] for key, values in table.items()}
         | {"seconds": [round(seconds["total"], 1) for _, _, _, seconds, _ in runs]},
         views=recipe.get("views", 1),
-        test_time_flip=bool(recipe.get("flip", False) or recipe.get("views", 1) > 1),
+        test_time_flip=mirrored,
         engine=engine,
         processes=rank_and_count()[1],
         inference_images_per_second=round(rate, 1),
@@ -304,7 +305,7 @@ def _images_per_second(model: Classifier, test: FashionMNIST) -> float:
     return len(few) / (time.perf_counter() - began)
 
 
-def _card(recipe: str, command: str, model: Classifier, metrics: dict, splits: dict) -> dict:
+def _card(recipe: str, command: str, model: Classifier, metrics: dict, mirrored: bool, splits: dict) -> dict:
     frozen = ""
     if model.weights != "none" and model.config["name"] == "vgg16":
         frozen = " VGG16's weights in data/weights/ (CC BY 4.0) are part of it; the frozen ones are not in the file."
@@ -315,6 +316,7 @@ def _card(recipe: str, command: str, model: Classifier, metrics: dict, splits: d
         "data": f"Fashion-MNIST (Zalando Research, MIT): {len(splits['train']):,} training images",
         "input": "uint8 [B, 28, 28], black background",
         "metrics": {key: round(value, 5) for key, value in metrics.items()},
+        "test_time_flip": mirrored,
         "licence": f"MIT.{frozen}",
     }
 

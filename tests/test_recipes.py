@@ -101,6 +101,7 @@ def test_random_weights_are_named_in_every_file(run):
     assert name == "tiny-vgg-smoke.json" and result["weights"].startswith("imagenet:")
     assert result["engine"] == "eager"  # trained on cached features
     pretrained = (run.folder / "data" / "models" / "tiny-vgg.json").read_bytes()
+    assert json.loads(pretrained)["test_time_flip"] is False
 
     name, result, _ = run("tiny-vgg", random_weights=True, save=True)
     assert name == "tiny-vgg-random-weights-smoke.json" and result["recipe"] == "tiny-vgg-random-weights"

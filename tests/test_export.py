@@ -1,0 +1,221 @@
+"""`fmnist_utils.export`: its files, read by onnx and run by ONNX Runtime, against the models in torch."""
+
+import contextlib
+import hashlib
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fmnist_utils import ROOT, __version__, data, export
+from fmnist_utils.models import build_model, load_model
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+SMALL_CNN = ROOT / "data" / "models" / "small-cnn"
+
+
+@pytest.fixture(scope="module")
+def real_images():
+    return data.load("test").subset(256)
+
+
+def run(file, images: np.ndarray) -> np.ndarray:
+    """Probabilities of the images as raw numbers, by ONNX Runtime alone."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return session.run(["probabilities"], {"images": images})[0]
+
+
+@torch.no_grad()
+def expected(model, images: torch.Tensor) -> np.ndarray:
+    return torch.cat([model.eval()(part).softmax(1) for part in images.split(32)]).numpy()
+
+
+def command_line(*words: str) -> str:
+    """What `python -m fmnist_utils.export` prints."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(sys, "argv", ["export", *words])
+        export.main()
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """(file of the shipped small CNN, what the command line printed)."""
+    folder = tmp_path_factory.mktemp("exports") / "new"
+    printed = command_line("small-cnn", "--folder", str(folder))
+    return folder / "small-cnn.onnx", printed
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    """The same in int8; the model is named by its path."""
+    folder = tmp_path_factory.mktemp("exports")
+    printed = command_line(str(SMALL_CNN), "--folder", str(folder), "--int8")
+    return folder / "small-cnn-int8.onnx", printed
+
+
+def small_cnn_at_20_pixels():
+    model = load_model(SMALL_CNN)
+    model.preprocess.image_size = 20  # smaller than the image: resized with antialiasing
+    return model
+
+
+def random_model(name, **settings):
+    """Random weights, with BatchNorm statistics of real images, or all images would look alike to it."""
+    model = build_model(name, weights=None, **settings).train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = None  # the mean over all batches: here of one
+    with torch.no_grad():
+        model(data.load("test").subset(64).images)
+    return model.eval()
+
+
+CASES = {
+    "small CNN": (lambda: load_model(SMALL_CNN), 256),
+    "smaller than the image": (small_cnn_at_20_pixels, 256),
+    "uneven pooling, 7 to 4": (lambda: random_model("small_cnn", head="pooled"), 256),
+    "uneven pooling, 2 to 7": (lambda: random_model("small_cnn", image_size=8, head=(0, 7, (8,), True)), 256),
+    "VGG16 cut after block3": (lambda: load_model(ROOT / "data" / "models" / "vgg16-block3-two-views"), 48),
+    "VGG16, pooling 1 to 7": (lambda: build_model("vgg16"), 16),
+    "ResNet50": (lambda: random_model("resnet50", image_size=32), 64),
+    "wide ResNet": (lambda: random_model("wide_resnet_16_4"), 16),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_file_gives_the_probabilities_of_torch(case, real_images, tmp_path):
+    build, count = CASES[case]
+    model, few = build(), real_images.subset(count)
+    file = export.export_onnx(model, tmp_path / "model")
+    assert file == tmp_path / "model.onnx"
+    found, wanted = run(file, few.images.numpy()), expected(model, few.images)
+    assert found.shape == (count, 10) and found.dtype == np.float32
+    assert np.ptp(wanted, axis=0).max() > 1e-3  # images that all look alike would prove nothing
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+    assert (found.argmax(1) == wanted.argmax(1)).mean() >= 0.999
+    measured = export.parity(model, file, few)
+    assert measured["max_difference"] <= 1e-4 and measured["same_class"] == 1
+
+
+def test_any_batch_size_gives_the_same(exported, real_images):
+    together = run(exported[0], real_images.images.numpy())
+    for start, count in ((0, 1), (1, 3), (4, 252)):
+        part = slice(start, start + count)
+        np.testing.assert_allclose(run(exported[0], real_images.images[part].numpy()), together[part], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((1, 28, 28), np.float32), np.zeros((28, 28), np.uint8), np.zeros((1, 32, 32), np.uint8)]
+)
+def test_anything_but_raw_images_is_refused(exported, wrong):
+    with pytest.raises(Exception, match="INVALID_ARGUMENT"):
+        run(exported[0], wrong)
+
+
+def test_file_and_card_say_what_they_are(exported):
+    file, printed = exported
+    assert sorted(path.name for path in file.parent.iterdir()) == ["small-cnn.onnx", "small-cnn.onnx.json"]
+    network = onnx.load(file, load_external_data=False)
+    onnx.checker.check_model(network, full_check=True)
+    image, probability = network.graph.input[0], network.graph.output[0]
+    assert len(network.graph.input) == 1
+    assert (image.name, image.type.tensor_type.elem_type) == ("images", onnx.TensorProto.UINT8)
+    assert [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim] == ["batch", 28, 28]
+    assert len(network.graph.output) == 1
+    assert (probability.name, probability.type.tensor_type.elem_type) == ("probabilities", onnx.TensorProto.FLOAT)
+    card = json.loads((file.parent / "small-cnn.onnx.json").read_text(encoding="utf-8"))
+    content, source = file.read_bytes(), json.loads(SMALL_CNN.with_suffix(".json").read_text())
+    assert card.pop("sha256") == hashlib.sha256(content).hexdigest() and card.pop("bytes") == len(content)
+    facts = {entry.key: entry.value for entry in network.metadata_props}
+    assert facts == {k: v if isinstance(v, str) else json.dumps(v) for k, v in card.items()}
+    assert card["labels"] == list(data.CLASSES) and "uint8 [B, 28, 28]" in card["input"]
+    assert card["weights"] == "none" and card["licence"] == "MIT." and __version__ in card["course"]
+    assert card["source_sha256"] == hashlib.sha256(SMALL_CNN.with_suffix(".safetensors").read_bytes()).hexdigest()
+    assert card["metrics"] == source["metrics"] and card["precision"] == "float32" and card["model"] == source["model"]
+    assert card["opset"] == network.opset_import[0].version >= 18
+    # Its accuracy was measured with mirrored images as well, which the file does not do.
+    assert source["test_time_flip"] and "test_time_flip" not in card and "mirror image" in card["metrics_note"]
+    assert str(ROOT).encode() not in content and b".py" not in content
+    assert f"wrote {file} (1.1 MB)" in printed and "same class for 100.0%" in printed
+
+
+def test_licence_names_the_pretrained_weights_and_random_ones_stay_random(small_vgg):
+    facts = export._facts(small_vgg(), "float32", {"metrics": {"test_accuracy": 0.9}})
+    assert "CC BY 4.0" in facts["licence"] and facts["weights"].startswith("imagenet:")
+    assert facts["metrics_note"] == "Measured with torch in float32."
+    facts = export._facts(small_vgg(weights=None), "float32", {"licence": "none of mine", "weights": "imagenet"})
+    assert facts["licence"] == "MIT." and facts["weights"] == "none" and "metrics_note" not in facts
+
+
+def test_int8_is_small_and_agrees_on_most_images(exported, quantised, real_images):
+    (file, _), (small, printed) = exported, quantised
+    assert small.stat().st_size < file.stat().st_size / 3
+    found, wanted = run(small, real_images.images.numpy()), run(file, real_images.images.numpy())
+    assert found.dtype == np.float32 and np.abs(found.sum(1) - 1).max() < 1e-5
+    assert (found.argmax(1) == wanted.argmax(1)).mean() >= 0.98
+    assert not np.array_equal(found, wanted)
+    card = json.loads(small.with_name(small.name + ".json").read_text(encoding="utf-8"))
+    assert card["precision"] == "int8" and "float32" in card["metrics_note"]
+    network = onnx.load(small)
+    assert {entry.key for entry in network.metadata_props} == card.keys() - {"bytes", "sha256"}
+    kinds = {tensor.data_type for tensor in network.graph.initializer if len(tensor.dims) > 1 and tensor.dims[0] > 1}
+    assert kinds == {onnx.TensorProto.INT8}
+    made_by = {output: node for node in network.graph.node for output in node.output}
+    for node in network.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            assert all(made_by[name].op_type == "DequantizeLinear" for name in node.input)
+        if node.op_type == "Resize":  # preprocessing stays in float32
+            assert made_by[node.input[0]].op_type != "DequantizeLinear"
+    assert str(ROOT).encode() not in small.read_bytes() and f"wrote {small} (0.3 MB)" in printed
+
+
+def test_model_is_left_as_it_was_and_its_memory_layout_does_not_matter(exported, tmp_path):
+    model = load_model(SMALL_CNN).to(memory_format=torch.channels_last).train()
+    modes = [module.training for module in model.modules()]
+    free = [p.requires_grad for p in model.parameters()]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    file = export.export_onnx(model, tmp_path / "model.onnx")
+    assert [module.training for module in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == free
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    one, other = onnx.load(file), onnx.load(exported[0])
+    assert file.name == "model.onnx" and one.graph.SerializeToString() == other.graph.SerializeToString()
+
+
+def test_an_error_leaves_nothing_half_written(exported, tmp_path, monkeypatch):
+    model, fail = load_model(SMALL_CNN), lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+    (tmp_path / "model.onnx").write_bytes(b"earlier")
+    (tmp_path / "model.onnx.json").write_text("{}")
+    monkeypatch.setattr(export, "file_sha256", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export.export_onnx(model, tmp_path / "model")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "model.onnx": b"earlier",
+        "model.onnx.json": b"{}",
+    }
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_missing_packages_are_explained(missing, tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=rf"{missing} is not installed: pip install .fmnist-utils\[export\]"):
+        export.export_onnx(load_model(SMALL_CNN), tmp_path / "model", int8=tiny)
+    if missing == "onnxruntime":
+        with pytest.raises(ImportError, match=r"pip install .fmnist-utils\[export\]"):
+            export.parity(load_model(SMALL_CNN), tmp_path / "model.onnx", tiny)
+    assert not any(tmp_path.iterdir())
+
+
+def test_unknown_model_is_refused_with_the_nearest_known_one():
+    with pytest.raises(ValueError, match="Did you mean 'small-cnn'"):
+        command_line("small-cn")
