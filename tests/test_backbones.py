@@ -33,16 +33,16 @@ def size_of(module: nn.Module) -> int:
 def invented(name: str) -> nn.Module:
     """torchvision's network, none of whose layers is without effect, in eval mode."""
     torch.manual_seed(0)
-    net = get_model(name, weights=None).eval()
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
+    net = get_model(name, weights=None)
     with torch.no_grad():
+        if norms := [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]:
+            for norm in norms:
+                norm.momentum = 1.0
+            net(torch.randn(8, 3, 64, 64))  # or the images would fade from layer to layer
         for key, p in net.named_parameters():
             if key.endswith(("layer_scale", "class_token")):  # 1e-6 and 0 to begin with
                 p.normal_(0, 0.5)
-    return net
+    return net.eval()
 
 
 @pytest.fixture(scope="module", params=LAST_3)
@@ -52,8 +52,9 @@ def pair(request):
     reference = invented(name)
     state = reference.state_dict()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "find_weights", lambda name: (dict(state), "imagenet:test"))
-        yield name, reference, build_model(name, image_size=None if name == "vit_b_16" else 64)
+        patch.setattr(models, "find_weights", lambda name: (state, "imagenet:test"))
+        model = build_model(name, image_size=None if name == "vit_b_16" else 64)
+    return name, reference, model
 
 
 def features(model: models.Classifier, images: torch.Tensor) -> torch.Tensor:
@@ -113,8 +114,9 @@ def test_split_parts_make_the_model_and_the_frozen_one_is_the_same_every_epoch(p
     set_trainable(model, "head")
 
 
-def test_saved_model_returns_with_its_settings_and_logits(pair, tiny, tmp_path):
-    _, _, model = pair
+def test_saved_model_returns_with_its_settings_and_logits(pair, tiny, tmp_path, monkeypatch):
+    _, reference, model = pair
+    monkeypatch.setattr(models, "find_weights", lambda name: (reference.state_dict(), "imagenet:test"))
     file = save_model(model, tmp_path / "model")
     with safe_open(file, "pt") as content:
         assert all(key.startswith("head.") for key in content.keys())  # noqa: SIM118
@@ -134,7 +136,7 @@ def test_grad_cam_needs_a_feature_map(pair, tiny):
             grad_cam(model, tiny.images[:2])
         return
     maps = grad_cam(model, tiny.images[:2])
-    assert maps.shape == (2, 28, 28) and 0 <= maps.min() and maps.max() <= 1 and maps.any()
+    assert maps.shape == (2, 28, 28) and maps.min() >= 0 and maps.max() <= 1 and maps.any()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_16"])
@@ -177,7 +179,6 @@ def test_a_chain_is_cut_between_its_blocks(name, expected):
         shorter = build_model(name, weights=None, cut_after=expected[1])
     assert [block for block, _ in model.backbone.named_children()] == expected
     assert [block for block, _ in shorter.backbone.named_children()] == expected[:2]
-    assert list(summary(shorter).index) == ["preprocess", *expected[:2], "head", "total"]
 
 
 @pytest.mark.parametrize(
