@@ -228,8 +228,9 @@ def test_weights_are_taken_over_in_the_form_in_which_they_are_published(monkeypa
     torch.manual_seed(0)
     arguments = {"transform_input": True, "init_weights": True} if name == "googlenet" else {}
     reference = get_model(name, weights=None, **arguments).eval()
-    old = re.compile(r"(norm|conv)([12])\.") if name == "densenet121" else re.compile("$^")
-    state = {old.sub(r"\1.\2.", key): value for key, value in reference.state_dict().items()}
+    state = reference.state_dict()
+    if name == "densenet121":
+        state = {re.sub(r"(norm|conv)([12])\.", r"\1.\2.", key): value for key, value in state.items()}
     monkeypatch.setattr(models, "find_weights", lambda name: (state, "imagenet:test"))
     model = build_model(name, image_size=32)
     setattr(reference, "fc" if name == "googlenet" else "classifier", nn.Identity())
