@@ -32,7 +32,7 @@ from fmnist_utils import ROOT, pick, profile
 from fmnist_utils.cache import cache_features
 from fmnist_utils.data import load
 from fmnist_utils.evaluate import peak_memory_mb, save_benchmark
-from fmnist_utils.models import VGG16_BLOCKS, build_model, leaves, summary
+from fmnist_utils.models import build_model, leaves, summary
 from fmnist_utils.plots import COLORS, use_style
 from fmnist_utils.train import fit
 
@@ -41,11 +41,12 @@ BASE = pick(
     cpu={"images": 400, "image_size": 56, "epochs": 10, "cut_after": "block3"},
     full={"images": 6_400, "image_size": 56, "epochs": 10, "cut_after": "block3"},
 )
+BLOCKS = ["block1", "block2", "block3", "block4", "block5"]
 SWEEPS = {
     "images": pick(smoke=[16, 32], cpu=[100, 200, 400, 800, 1_600], full=[1_600, 3_200, 6_400, 12_800, 25_600, 51_200]),
     "image_size": pick(smoke=[28, 56], cpu=[28, 56, 112, 224], full=[28, 56, 112, 224]),
     "epochs": pick(smoke=[1, 2], cpu=[1, 10, 30], full=[1, 10, 30]),
-    "cut_after": pick(smoke=["block1", "block3"], cpu=list(VGG16_BLOCKS), full=list(VGG16_BLOCKS)),
+    "cut_after": pick(smoke=["block1", "block3"], cpu=BLOCKS, full=BLOCKS),
 }
 LABELS = {"images": "images", "image_size": "image size (px)", "epochs": "epochs", "cut_after": "frozen up to"}
 LIMIT_GB = 8

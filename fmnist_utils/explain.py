@@ -17,6 +17,8 @@ def grad_cam(model: Classifier, images: Tensor, classes: Tensor | None = None) -
     [B]; default: the predicted ones); the weighted sum, cut off below 0, is resized to the image and divided by its
     maximum (Selvaraju et al., 2017, arXiv:1610.02391). A map that is 0 everywhere stays 0. The model is left as it was.
     Explained in notebooks/05_evaluation_and_visualization.ipynb.
+
+    Raises ``ValueError`` for a backbone that gives no feature map, such as ViT.
     """
     from captum.attr import LayerGradCam
 
@@ -28,6 +30,13 @@ def grad_cam(model: Classifier, images: Tensor, classes: Tensor | None = None) -
         with torch.enable_grad():
             if classes is None:
                 classes = model(images).argmax(1)
+            with torch.no_grad():
+                shape = model.backbone(model.preprocess(images[:1])).shape
+            if len(shape) != 4:
+                raise ValueError(
+                    f"Grad-CAM needs a feature map, but {model.config['name']} gives one vector per image: explain a "
+                    "network that is a chain of blocks, such as resnet18."
+                )
             pixels = model.preprocess(images).detach().requires_grad_()  # or frozen layers would pass no gradient
             after_pixels = nn.Sequential(model.backbone, model.head)
             maps = LayerGradCam(after_pixels, target).attribute(

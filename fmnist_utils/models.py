@@ -9,16 +9,20 @@ import difflib
 import hashlib
 import json
 import operator
+import re
 from collections import OrderedDict
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property, partial
 from http.client import HTTPException
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -26,8 +30,6 @@ from fmnist_utils import ROOT
 from fmnist_utils.data import replacing
 from fmnist_utils.preprocess import FASHION_MNIST_STATS, IMAGENET_STATS, VGG_ORIGINAL_STATS, Augment, Preprocess
 
-#: Where each block of torchvision's ``vgg16().features`` ends (with a pooling layer).
-VGG16_BLOCKS = {"block1": 5, "block2": 10, "block3": 17, "block4": 24, "block5": 31}
 #: Head presets: (filters of a 3×3 convolution or 0, side of the pooled map, hidden widths, normalise the features).
 HEADS = {
     "classic": (0, 7, (1024, 512), False),
@@ -48,7 +50,9 @@ class WeightsUnavailable(RuntimeError):
 
 _SHIPPED = {"vgg16": "vgg16_imagenet_features.safetensors"}
 _SHIPPED_SHA256 = "608705a5e8e9a7d5d75e2eb4a72185943564b134fca29f49123ae440f73775ed"
+#: Where torchvision's own default (``get_model_weights(name).DEFAULT``) is not what we start from.
 _URLS = {
+    # Simonyan and Zisserman's own convolutions, as shipped, not torchvision's training.
     "vgg16": "https://download.pytorch.org/models/vgg16_features-amdegroot-88682ab5.pth",
     # The first of torchvision's two sets: trained with plain cross-entropy, whose features transfer better than those
     # of label smoothing and mixup (Kornblith et al., 2021, arXiv:2010.16402).
@@ -66,14 +70,15 @@ def file_sha256(path: Path) -> str:
 
 
 def find_weights(name: str, download: bool = True) -> tuple[dict[str, Tensor], str]:
-    """ImageNet weights of a backbone as (float32 state dict in torchvision's names, identity).
+    """ImageNet weights of any network of torchvision's as (float32 state dict in torchvision's names, identity).
 
     Looks in ``data/weights/`` (VGG16's 13 convolutions are shipped there; a file that you put there is found by the
     name it is published under), then torch's cache, then downloads: torchvision's ``IMAGENET1K_FEATURES`` for
-    ``"vgg16"``, ``IMAGENET1K_V1`` for ``"resnet50"``. Each candidate is checked by hash. The identity is ``imagenet:``
-    and the first 12 digits of the file's SHA-256. Raises :class:`WeightsUnavailable`; never falls back to random ones.
+    ``"vgg16"``, ``IMAGENET1K_V1`` for ``"resnet50"``, its default for any other. Each candidate is checked by hash (the
+    digits in its published name). The identity is ``imagenet:`` and the first 12 digits of the file's SHA-256. Raises
+    :class:`WeightsUnavailable`; never falls back to random ones.
     """
-    url, folder = _URLS[name], ROOT / "data" / "weights"
+    url, folder = _URLS.get(name) or _default_weights(name).url, ROOT / "data" / "weights"
     published = Path(url).name
     digits = Path(url).stem.rpartition("-")[2]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / published
@@ -95,7 +100,9 @@ def find_weights(name: str, download: bool = True) -> tuple[dict[str, Tensor], s
             continue
         shipped = path.suffix == ".safetensors"
         state = load_file(path) if shipped else torch.load(path, map_location="cpu", weights_only=True)
-        return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, f"imagenet:{digest[:12]}"
+        for key, value in state.items():  # in place: torch keeps the file's format version beside the entries
+            state[key] = value.float() if value.is_floating_point() else value
+        return state, f"imagenet:{digest[:12]}"
     raise WeightsUnavailable(
         f"ImageNet weights of {name} were not found:\n- " + "\n- ".join(problems) + "\nDownload "
         f"{url} where there is a network and put the file into data/weights/ or at {cached}"
@@ -104,27 +111,40 @@ def find_weights(name: str, download: bool = True) -> tuple[dict[str, Tensor], s
     )
 
 
+def _default_weights(name: str):
+    from torchvision.models import get_model_weights
+
+    return get_model_weights(name).DEFAULT
+
+
 # ------------------------------------------------------------------------------------------------------- models
 
 
-class _FrozenNormMixin(nn.Module):
-    """Training mode, except that BatchNorm keeps its statistics (stays in eval mode) where frozen or asked to."""
+class _FrozenMixin(nn.Module):
+    """Training mode, except that BatchNorm keeps its statistics (stays in eval mode) where frozen or asked to.
+
+    A frozen block of several layers is in eval mode as a whole, so that nothing in it is random (EfficientNet and
+    ConvNeXt skip blocks at random while they learn) and it may be computed once.
+    """
 
     def train(self, mode: bool = True):
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, _BatchNorm) and (
-                getattr(module, "keeps_statistics", False) or any(not p.requires_grad for p in module.parameters())
-            ):
+            learns = [p.requires_grad for p in module.parameters()]
+            if isinstance(module, _BatchNorm):
+                frozen = getattr(module, "keeps_statistics", False) or not all(learns)
+            else:
+                frozen = learns and not any(learns) and module is not self and not isinstance(module, nn.Sequential)
+            if frozen:
                 module.eval()
         return self
 
 
-class Layers(_FrozenNormMixin, nn.Sequential):
+class Layers(_FrozenMixin, nn.Sequential):
     """A part of a :class:`Classifier`, as :meth:`Classifier.split` returns it."""
 
 
-class Classifier(_FrozenNormMixin):
+class Classifier(_FrozenMixin):
     """``preprocess -> backbone -> head``: ``uint8 [B, 28, 28]`` in, logits ``float32 [B, 10]`` out.
 
     ``config`` holds the arguments of :func:`build_model`, ``weights`` the identity of the pretrained weights or
@@ -142,7 +162,7 @@ class Classifier(_FrozenNormMixin):
         return self.head(self.backbone(self.preprocess(images)))
 
     @cached_property
-    def layers(self) -> list[tuple[str, nn.Module | None]]:
+    def layers(self) -> list[tuple[str, nn.Module | nn.Parameter | None]]:
         """:func:`layers_in_order` of the backbone, traced once; a copy of the model has its own."""
         return layers_in_order(self.backbone)
 
@@ -152,7 +172,8 @@ class Classifier(_FrozenNormMixin):
         The prefix starts with the preprocessing and never holds a trainable parameter or a random layer. Among the
         allowed borders it takes the one with the smallest activation, because that is what a cache has to store;
         ``border`` asks for an earlier one, such as that of a later phase which trains more (number of layers in the
-        prefix; a residual block is one layer). Raises ``ValueError`` for a border behind a layer that can change.
+        prefix; a residual block is one layer, and so is a whole network that is no chain of blocks). Raises
+        ``ValueError`` for a border behind a layer that can change.
         """
         layers = [self.preprocess, *leaves(self.backbone), *self.head]
         fixed = 1
@@ -182,9 +203,9 @@ def leaves(module: nn.Module) -> list[nn.Module]:
 
 
 def _changes_in_training(layer: nn.Module) -> bool:
-    return any(p.requires_grad for p in layer.parameters()) or any(
-        isinstance(m, _DropoutNd) or (isinstance(m, _BatchNorm) and not m.affine) for m in layer.modules()
-    )
+    if learns := [p.requires_grad for p in layer.parameters()]:
+        return any(learns)  # where nothing learns, nothing in it is random either: see _FrozenMixin
+    return any(isinstance(module, _DropoutNd | _BatchNorm) for module in layer.modules())
 
 
 class Pool(nn.AdaptiveAvgPool2d):
@@ -199,9 +220,9 @@ def make_head(
 ) -> nn.Sequential:
     """From a feature map [B, channels, H, W] to logits [B, 10]; the arguments are those of a row in ``HEADS``.
 
-    An optional convolution with max pooling, average pooling to ``pool``×``pool``, and fully connected layers with ReLU
-    and dropout. ``normalise`` puts a batch normalisation in front: activations of the original VGG16 reach thousands,
-    and unscaled the first loss would be far above ln 10.
+    An optional convolution with max pooling, average pooling to ``pool``×``pool`` (0: none, for features
+    [B, channels]), and fully connected layers with ReLU and dropout. ``normalise`` puts a batch normalisation in front:
+    activations of the original VGG16 reach thousands, and unscaled the first loss would be far above ln 10.
     """
     layers: list[nn.Module] = []
     if conv:
@@ -212,8 +233,9 @@ def make_head(
             nn.ReLU(),
             nn.MaxPool2d(2),
         ]
-    width = (conv or channels) * pool * pool
-    layers += [Pool(pool), nn.Flatten()]
+    width = (conv or channels) * max(pool, 1) ** 2
+    layers += [Pool(pool)] if pool else []
+    layers += [nn.Flatten()]
     if conv:
         layers.append(nn.Dropout(dropout))
     elif normalise:
@@ -224,41 +246,104 @@ def make_head(
     return nn.Sequential(*layers, nn.Linear(width, 10))
 
 
-def _vgg16_backbone(state: dict | None) -> nn.Sequential:
-    from torchvision.models import vgg16
+def _outline(net: nn.Module) -> tuple[OrderedDict[str, nn.Module] | None, str]:
+    """(layers up to the pooling, name of the classifier) of a network of torchvision's.
 
-    with torch.device("meta"):  # the 124 million parameters of the original classifier are never allocated
-        features = vgg16(weights=None, init_weights=False).features
-    if state is None:
-        features.to_empty(device="cpu")
-        for layer in features:
-            if isinstance(layer, nn.Conv2d):
+    None in place of the layers where the network is no chain of them: where it does more than to pass a feature map
+    [B, C, H, W] from one to the next, pool the last one and classify.
+    """
+    from torch.fx import Tracer
+    from torchvision.ops import Permute
+
+    tracer = Tracer()
+    tracer.is_leaf_module = lambda module, name: name not in ("features", "layers", "trunk_output")
+    nodes = list(tracer.trace(net).nodes)[1:-1]  # without input and output
+    classifier = [node.target for node in nodes if node.op == "call_module"][-1]
+    layers, ended = OrderedDict(), False
+    for node in nodes:
+        if node.target == classifier:
+            return layers, classifier
+        ended = ended or getattr(node.target, "__name__", node.target) in ("avgpool", "adaptive_avg_pool2d", "mean")
+        if ended:
+            continue
+        # Networks with a Permute (Swin) have maps [B, H, W, C].
+        if node.op != "call_module" or node.args != (node.prev,):
+            return None, classifier
+        layers[node.target] = net.get_submodule(node.target)
+        if isinstance(layers[node.target], Permute):
+            return None, classifier
+
+
+def _blocks(layers: OrderedDict[str, nn.Module]) -> OrderedDict[str, nn.Module]:
+    """Group a chain of layers by name: each block of several layers is one, single layers up to a max pooling another.
+
+    The names are torchvision's ("layer3", "features5" for ``features[5]``) but for "stem", the single layers that other
+    blocks follow, and "block1", "block2", … in networks that have only single layers, like VGG.
+    """
+    composed = {name: any(True for _ in layer.children()) for name, layer in layers.items()}
+    groups, ended = [], True
+    for name, layer in layers.items():
+        if ended or composed[name]:
+            groups.append([])
+        groups[-1].append((name, layer))
+        ended = composed[name] or isinstance(layer, nn.MaxPool2d)
+    blocks = OrderedDict()
+    for number, group in enumerate(groups, 1):
+        (first, layer), *others = group
+        parent, _, child = first.rpartition(".")
+        name = parent + child if child.isdigit() else child
+        if not any(composed.values()):
+            name = f"block{number}"
+        elif others and number == 1:
+            name = "stem"
+        single = composed[first] or not others and any(composed.values())
+        blocks[name] = layer if single else nn.Sequential(OrderedDict((k.rpartition(".")[2], v) for k, v in group))
+    return blocks
+
+
+def _torchvision_backbone(name: str, state: dict | None, image_size: int) -> nn.Sequential:
+    """A network of torchvision's without pooling and classifier, in blocks; as a single one where it is no chain."""
+    from torchvision.models import get_model
+
+    arguments = {}
+    if name.startswith("vit_"):
+        arguments = {"image_size": image_size}
+    elif name.startswith("maxvit_"):
+        arguments = {"input_size": (image_size, image_size)}
+    elif name in ("googlenet", "inception_v3"):  # as torchvision makes them where it loads weights
+        arguments = {"aux_logits": False, "transform_input": True, "init_weights": True}
+    # No random values are drawn for what the state dict brings, and VGG's 124 million parameters of a classifier are
+    # never allocated. RegNet computes its widths with tensors, which need values.
+    empty = (state is not None or name.startswith("vgg")) and not name.startswith("regnet_")
+    with torch.device("meta") if empty else nullcontext():
+        net = get_model(name, weights=None, **arguments)
+    layers, classifier = _outline(net)
+    setattr(net, classifier, nn.Identity())
+    if state is not None:
+        if name.startswith("densenet"):  # published with names that torch no longer allows: norm.1 for norm1
+            state = {re.sub(r"(denselayer\d+\.\w+)\.(\d)", r"\1\2", key): value for key, value in state.items()}
+        if missing := net.load_state_dict(state, strict=False, assign=True).missing_keys:
+            raise ValueError(f"The weights of {name} lack {', '.join(missing)}: was the file made for this network?")
+    elif empty:
+        net.to_empty(device="cpu")
+        for layer in net.features:
+            if isinstance(layer, _BatchNorm):
+                layer.reset_parameters()
+            elif isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
-    else:
-        prefix = "features."
-        features.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, assign=True
-        )
-    starts = [0, *VGG16_BLOCKS.values()]
-    blocks = zip(VGG16_BLOCKS, starts, starts[1:], strict=False)
-    return nn.Sequential(OrderedDict((name, features[start:stop]) for name, start, stop in blocks))
+    return nn.Sequential(OrderedDict({name: net}) if layers is None else _blocks(layers))
 
 
-def _resnet50_backbone(state: dict | None) -> nn.Sequential:
-    from torchvision.models import resnet50
-
-    if state is None:
-        net = resnet50(weights=None)
-    else:
-        with torch.device("meta"):  # no random values are drawn for what the state dict brings
-            net = resnet50(weights=None)
-        net.load_state_dict(state, assign=True)
-    stem = nn.Sequential(OrderedDict((name, getattr(net, name)) for name in ("conv1", "bn1", "relu", "maxpool")))
-    return nn.Sequential(OrderedDict(stem=stem, **{f"layer{i}": getattr(net, f"layer{i}") for i in range(1, 5)}))
+def _feature_shape(backbone: nn.Module, channels: int, image_size: int) -> torch.Size:
+    """Shape of the features of one image, without computing them; ``channels`` are those of the input."""
+    tensors = chain(backbone.named_parameters(), backbone.named_buffers())
+    image = torch.empty(1, channels, image_size, image_size, device="meta")
+    with torch.no_grad():
+        return functional_call(backbone.eval(), {name: t.to("meta") for name, t in tensors}, image).shape[1:]
 
 
-def _small_cnn_backbone(state: dict | None) -> nn.Sequential:
+def _small_cnn_backbone() -> nn.Sequential:
     def convolutions(*widths: int) -> list[nn.Module]:
         layers: list[nn.Module] = []
         for inputs, outputs in zip(widths, widths[1:], strict=False):
@@ -295,7 +380,7 @@ class WideBlock(nn.Module):
         return change + (x if self.shortcut is None else self.shortcut(active))
 
 
-def _wide_resnet_backbone(state: dict | None, blocks: int, width: int) -> nn.Sequential:
+def _wide_resnet_backbone(blocks: int, width: int) -> nn.Sequential:
     groups, inputs = OrderedDict(stem=nn.Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False))), 16
     for number, outputs in enumerate((16 * width, 32 * width, 64 * width), 1):
         first = WideBlock(inputs, outputs, stride=1 if number == 1 else 2)
@@ -308,14 +393,26 @@ def _wide_resnet_backbone(state: dict | None, blocks: int, width: int) -> nn.Seq
     return nn.Sequential(groups)
 
 
-#: Backbone name: (what builds it from a state dict or None, default head, default image size, statistics of its input).
+#: Name: (what builds it or None for torchvision, default head, default image size, statistics of its input), where they
+#: are not those that torchvision says.
 BACKBONES = {
-    "vgg16": (_vgg16_backbone, "classic", 56, VGG_ORIGINAL_STATS),
-    "resnet50": (_resnet50_backbone, "gap-256", 64, IMAGENET_STATS),
+    "vgg16": (None, "classic", 56, VGG_ORIGINAL_STATS),
+    "resnet50": (None, "gap-256", 64, IMAGENET_STATS),
     "small_cnn": (_small_cnn_backbone, "linear", 28, FASHION_MNIST_STATS),
     "wide_resnet": (partial(_wide_resnet_backbone, blocks=4, width=10), "linear", 28, FASHION_MNIST_STATS),
     "wide_resnet_16_4": (partial(_wide_resnet_backbone, blocks=2, width=4), "linear", 28, FASHION_MNIST_STATS),
 }
+
+
+def _backbone_row(name: str) -> tuple:
+    """The row of ``BACKBONES``; for other networks of torchvision's with the size and statistics of their weights."""
+    if name in BACKBONES:
+        return BACKBONES[name]
+    from torchvision import models
+
+    check_name("model", name, (*BACKBONES, *(n for n in models.list_models(module=models) if n not in BACKBONES)))
+    preset = _default_weights(name).transforms()
+    return None, "gap-256", preset.crop_size[0], (tuple(preset.mean), tuple(preset.std))
 
 
 def build_model(
@@ -335,43 +432,62 @@ def build_model(
 
     ``name``: ``"vgg16"`` (Simonyan & Zisserman, 2015, arXiv:1409.1556), ``"resnet50"`` (He et al., 2016,
     arXiv:1512.03385; notebook 04), and from scratch ``"small_cnn"`` (five convolutions), ``"wide_resnet"`` (WRN-28-10,
-    Zagoruyko & Komodakis, 2016, arXiv:1605.07146, without dropout) or the smaller ``"wide_resnet_16_4"``.
+    Zagoruyko & Komodakis, 2016, arXiv:1605.07146, without dropout) or the smaller ``"wide_resnet_16_4"``; and any
+    other classification network of torchvision's, such as ``"resnet18"``, ``"efficientnet_b0"``, ``"convnext_tiny"`` or
+    ``"vit_b_16"`` (``torchvision.models.list_models(module=torchvision.models)``).
     ``weights``: ``"imagenet"``, or ``None`` for random ones (a choice, never a fallback).
     ``head``: a key of ``HEADS`` or such a row of your own; default ``classic`` for VGG16 (with pool 7:
-    25088 -> 1024 -> 512 -> 10), ``gap-256`` for ResNet50 and ``linear`` for the others.
+    25088 -> 1024 -> 512 -> 10), ``linear`` for those from scratch and ``gap-256`` for the others.
     ``cut_after``: last block that is kept: ``"block1"`` … ``"block5"`` of VGG16, ``"stem"``, ``"layer1"`` …
-    ``"layer4"`` of ResNet50, ``"stem"``, ``"group1"`` … ``"group3"`` of the wide ones; default all.
+    ``"layer4"`` of ResNets, ``"stem"``, ``"group1"`` … ``"group3"`` of the wide ones, ``"features0"``,
+    ``"features1"``, … of EfficientNet, MobileNet and ConvNeXt (all blocks of any: ``summary``); default all. Networks
+    that are no chain of blocks (ViT, Swin, DenseNet, Inception, GoogLeNet) are one, and give the vector [B, C] that
+    their own classifier gets.
     ``trainable``: what learns, see :func:`set_trainable`; default ``"head"`` for pretrained and ``"all"`` for random
     weights.
-    ``image_size``: side in pixels the network sees (default 56 for VGG16, 64 for ResNet50, 28 for the others).
+    ``image_size``: side in pixels the network sees (default 56 for VGG16, 64 for ResNet50, 28 for those from scratch,
+    and what the weights were made for, mostly 224, for the others; a pretrained ViT or MaxViT takes no other).
     ``batchnorm``: ``"eval"`` keeps the backbone's BatchNorm statistics even where its layers learn. ``seed``: for every
     random initial value, whatever was drawn before.
 
-    Raises ``ValueError`` for unknown names and :class:`WeightsUnavailable` for weights that cannot be had.
+    Raises ``ValueError`` for unknown names and for sizes, cuts and heads that a network does not allow, and
+    :class:`WeightsUnavailable` for weights that cannot be had.
     """
     augment = Augment(**augment) if isinstance(augment, dict) else augment
-    check_name("model", name, tuple(BACKBONES))
+    own, default_head, default_size, stats = _backbone_row(name)
     check_name("weights", weights, ("imagenet", None))
     check_name("batchnorm", batchnorm, ("train", "eval"))
-    build_backbone, default_head, default_size, stats = BACKBONES[name]
-    head = head or default_head
+    head, image_size = head or default_head, image_size or default_size
     if isinstance(head, str):
         check_name("head", head, tuple(HEADS))
-    if weights and name not in _URLS:
+    if weights and own:
         raise ValueError(f"{name} has no pretrained weights: pass weights=None to train it from scratch.")
+    if weights and name.startswith(("vit_", "maxvit_")) and image_size != default_size:
+        raise ValueError(f"{name}'s weights are for {default_size}×{default_size} pixels: leave image_size out.")
     if name == "vgg16" and weights is None:
         stats = IMAGENET_STATS  # the original's 0-255 scale suits only its own weights
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state, identity = find_weights(name) if weights else (None, "none")
-        backbone = build_backbone(state)
-        blocks = [block for block, _ in backbone.named_children()]
-        cut_after = cut_after or blocks[-1]
-        check_name("cut_after", cut_after, tuple(blocks))
-        backbone = nn.Sequential(OrderedDict(list(backbone.named_children())[: blocks.index(cut_after) + 1]))
-        channels = [layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d)][-1].out_channels
+        try:
+            backbone = own() if own else _torchvision_backbone(name, state, image_size)
+            blocks = [block for block, _ in backbone.named_children()]
+            if blocks == [name] and cut_after not in (None, name):
+                raise ValueError(f"{name} is no chain of blocks and cannot be cut: leave cut_after out.")
+            cut_after = cut_after or blocks[-1]
+            check_name("cut_after", cut_after, tuple(blocks))
+            backbone = backbone[: blocks.index(cut_after) + 1]
+            channels, *sides = _feature_shape(backbone, len(stats[0]), image_size)
+        except (AssertionError, RuntimeError) as error:  # torchvision's own checks, and maps smaller than a filter
+            raise ValueError(
+                f"{name} cannot take images of {image_size}×{image_size} pixels ({error}): try {default_size}."
+            ) from error
         conv, pool, hidden, normalise = HEADS[head] if isinstance(head, str) else head
-        top = make_head(channels, conv, pool, tuple(hidden), normalise, dropout)
+        if conv and not sides:
+            raise ValueError(
+                f"head={head!r} needs a feature map, but {name} gives a vector: choose 'linear' or 'gap-256'."
+            )
+        top = make_head(channels, conv, pool if sides else 0, tuple(hidden), normalise, dropout)
     for module in backbone.modules():
         if isinstance(module, _BatchNorm):
             module.keeps_statistics = batchnorm == "eval"
@@ -381,13 +497,13 @@ def build_model(
         "head": head,
         "cut_after": cut_after,
         "trainable": trainable,
-        "image_size": image_size or default_size,
+        "image_size": image_size,
         "dropout": dropout,
         "augment": asdict(augment) if augment else None,
         "batchnorm": batchnorm,
         "seed": seed,
     }
-    model = Classifier(Preprocess(config["image_size"], stats, augment), backbone, top, config, identity)
+    model = Classifier(Preprocess(image_size, stats, augment), backbone, top, config, identity)
     set_trainable(model, trainable if trainable is not None else "head" if weights else "all")
     return model.eval()
 
@@ -395,26 +511,39 @@ def build_model(
 def check_name(what: str, name: str | None, known: tuple) -> None:
     """Raise ``ValueError`` with the nearest of the ``known`` names unless ``name`` is one of them."""
     if name not in known:
-        nearest = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.3)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"{what}={name!r} is not known.{hint} Choose one of {', '.join(map(repr, known))}.")
+        alike = {k: difflib.SequenceMatcher(None, str(k), str(name)).ratio() for k in known}
+        nearest = sorted(known, key=alike.get, reverse=True)  # among equally near ones, the first stays first
+        hint = f" Did you mean {nearest[0]!r}?" if alike[nearest[0]] >= 0.3 else ""
+        choice = known if len(known) <= 20 else (*nearest[:8], f"{len(known) - 8} others")
+        raise ValueError(f"{what}={name!r} is not known.{hint} Choose one of {', '.join(map(repr, choice))}.")
 
 
-def layers_in_order(backbone: nn.Module) -> list[tuple[str, nn.Module | None]]:
+def layers_in_order(backbone: nn.Module) -> list[tuple[str, nn.Module | nn.Parameter | None]]:
     """Every layer as (name, module) in the order in which it runs, as Keras lists a network.
 
     Convolutions, normalisations, activations and poolings count one each, and so does the addition of a residual block
-    (its module is ``None``). An activation that torchvision uses several times is listed several times. Against Keras:
+    (its module is ``None``). An activation that torchvision uses several times is listed several times. Attention is
+    one layer; a parameter that belongs to none, such as ViT's class token, stands in place of a module; torchvision's
+    own helpers without parameters (stochastic depth, changes of the order of axes) do not count. Against Keras:
     padding is part of a convolution here, no layer of its own (ResNet50: 172 here, 175 there with two paddings and the
     input), and the convolution on the shortcut comes just before the addition, not in the middle of the block.
     Explained in notebooks/04_resnet50_fine_tuning.ipynb.
     """
-    from torch.fx import symbolic_trace
+    from torch.fx import Tracer
 
-    layers = []
-    for node in symbolic_trace(backbone).graph.nodes:
+    tracer, layers, parameters = Tracer(), [], dict(backbone.named_parameters())
+    usual = tracer.is_leaf_module  # torch's own layers; torchvision's ConvNeXt has a normalisation of its own
+    tracer.is_leaf_module = lambda module, name: usual(module, name) or not any(True for _ in module.children())
+    for node in tracer.trace(backbone).nodes:
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and source.target in parameters:
+                layers.append((source.target, parameters.pop(source.target)))
         if node.op == "call_module":
-            layers.append((node.target, backbone.get_submodule(node.target)))
+            layer = backbone.get_submodule(node.target)
+            helper = (
+                isinstance(layer, nn.Identity) or not usual(layer, "") and not any(True for _ in layer.parameters())
+            )
+            layers += [] if helper else [(node.target, layer)]
         elif node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add):
             layers.append((node.name, None))
     return layers
@@ -445,14 +574,15 @@ def summary(model: Classifier) -> pd.DataFrame:
     """One row per block: output shape for one image, parameters, trainable parameters, MFLOPs per image.
 
     A multiplication and an addition count as two FLOPs; convolutions and matrix products are counted (by torch's own
-    counter), the rest is negligible.
+    counter, which does not see into torch's fused attention: that is off meanwhile), the rest is negligible.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     rows, x = {}, torch.zeros(1, 28, 28, dtype=torch.uint8, device=model.preprocess.scale.device)
     stages = {"preprocess": model.preprocess, **dict(model.backbone.named_children()), "head": model.head}
-    mode = model.training
+    mode, fused = model.training, torch.backends.mha.get_fastpath_enabled()
     model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
     for name, stage in stages.items():
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             x = stage(x)
@@ -463,6 +593,7 @@ def summary(model: Classifier) -> pd.DataFrame:
             "trainable": sum(p.numel() for p in parameters if p.requires_grad),
             "MFLOPs": counter.get_total_flops() / 1e6,
         }
+    torch.backends.mha.set_fastpath_enabled(fused)
     model.train(mode)
     table = pd.DataFrame(rows).T.astype({"parameters": int, "trainable": int, "MFLOPs": float})
     table.loc["total"] = ["", table.parameters.sum(), table.trainable.sum(), table.MFLOPs.sum()]
