@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, Subset
 from fmnist_utils import ROOT, profile
 from fmnist_utils.cache import CachedFeatures, as_input
 from fmnist_utils.data import CLASSES, FashionMNIST, make_loader, replacing
-from fmnist_utils.models import Classifier, summary
+from fmnist_utils.models import Classifier, check_name, summary
 from fmnist_utils.processes import exchange, own_share, shares
 
 
@@ -283,13 +283,14 @@ def load_predictions(run: str, split: str = "test", folder: Path = ROOT / "resul
     """Recorded probabilities, float32 [N, 10], of a run such as ``"small-cnn-full"``; ``split``: ``val`` or ``test``.
 
     They belong to the run's first seed; the images are those of ``load("test")`` or of ``train_val_split``. Raises
-    ``FileNotFoundError`` with the names there are.
+    ``FileNotFoundError`` with the names there are, and ``ValueError`` for an unknown split.
     """
     path = folder / "predictions" / f"{run}.npz"
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in path.parent.glob("*.npz")))
         raise FileNotFoundError(f"No predictions of a run {run!r} in {path.parent}; there are: {names or 'none'}.")
     with np.load(path) as file:
+        check_name("split", split, tuple(file.files))
         return torch.from_numpy(file[split].astype(np.float32)).softmax(1).numpy()
 
 

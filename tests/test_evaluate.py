@@ -316,6 +316,8 @@ def test_missing_predictions_are_an_error_that_names_those_there_are(small_vgg, 
         record(project, small_vgg(), recipe, predictions={"test": np.full((2, 10), 0.1)})
     with pytest.raises(FileNotFoundError, match="there are: a-smoke, b-smoke"):
         load_predictions("small-cnn-full", folder=folder)
+    with pytest.raises(ValueError, match="split='tset' is not known. Did you mean 'test'"):
+        load_predictions("a-smoke", "tset", folder=folder)
 
 
 def test_benchmarks_appear_in_the_readme_and_smoke_ones_do_not(project, monkeypatch):
