@@ -15,7 +15,6 @@ issued (torch.cuda.set_sync_debug_mode; the goal is 0), and ``waits_at_end`` the
 on a CPU.
 """
 
-import copy
 import itertools
 import re
 import time
@@ -32,11 +31,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from fmnist_utils import pick, plots
 from fmnist_utils.cache import half_precision
-from fmnist_utils.data import FashionMNIST, load, make_loader
+from fmnist_utils.data import load, make_loader
 from fmnist_utils.evaluate import save_benchmark
 from fmnist_utils.models import build_model
 from fmnist_utils.preprocess import Augment
-from fmnist_utils.train import make_optimizer, make_schedule, train_one_epoch
+from fmnist_utils.train import choose_precision, make_optimizer, make_schedule, on_device, train_one_epoch
 
 CUDA = torch.cuda.is_available()
 #: Name in the figure: arguments of build_model, batch size, batches of an epoch. All layers learn.
@@ -59,12 +58,6 @@ PROFILED = pick(smoke=2, cpu=10, full=20)
 BAR = 0.95
 
 
-def on_device(data: FashionMNIST, device: torch.device) -> FashionMNIST:
-    data = copy.copy(data)
-    data.images, data.labels = data.images.to(device), data.labels.to(device)
-    return data
-
-
 def seconds_of(work) -> float:
     """Seconds until the device has finished ``work``."""
     if CUDA:
@@ -78,8 +71,9 @@ def seconds_of(work) -> float:
 
 def prepare(settings: dict):
     """(plain model, prepared model, prepared optimizer, scheduler, accelerator), as fit makes them."""
-    half = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "no"}[half_precision("cuda") if CUDA else None]
-    accelerator = Accelerator(mixed_precision=half, dynamo_backend="inductor" if CUDA else "no", cpu=not CUDA)
+    accelerator = Accelerator(
+        mixed_precision=choose_precision("auto"), dynamo_backend="inductor" if CUDA else "no", cpu=not CUDA
+    )
     model = build_model(**settings, trainable="all", augment=Augment(flip=0.5, shift=0.1, erasing=0.5))
     model.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, "sgd", 1e-3, 5e-4)

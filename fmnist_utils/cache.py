@@ -157,8 +157,9 @@ def cache_features(
     settings = (own_key, views, (asdict(model.preprocess.augment), seed) if views > 1 else None)
     if half := half_precision(device.type):  # such features differ a little from those of a CPU
         settings += (str(half),)
+    calibrated = calibration and hashlib.sha256(calibration.images.numpy().tobytes()).hexdigest()
     if engine == "openvino":
-        settings += (engine, calibration and hashlib.sha256(calibration.images.numpy().tobytes()).hexdigest())
+        settings += (engine, calibrated)
     digest = hashlib.sha256(repr(settings).encode())
     digest.update(dataset.images.numpy().tobytes())
     key = digest.hexdigest()[:16]
@@ -173,7 +174,7 @@ def cache_features(
             store.parent.mkdir(parents=True, exist_ok=True)
         make_engine = partial(_Engine, model, prefix, own_key, device, batch_size)
         if engine == "openvino":
-            make_engine = partial(_OpenVINO, model, prefix, own_key, batch_size, calibration)
+            make_engine = partial(_OpenVINO, model, prefix, (own_key, calibrated), calibration)
         features, report = _run(model, prefix, make_engine, dataset, views, store, batch_size, device, seed, verbose)
     if verbose and is_first():
         print(report)
@@ -312,17 +313,10 @@ class _OpenVINO:
     """Calls the frozen layers through OpenVINO, in float32, or in int8 where there are images to calibrate with."""
 
     def __init__(
-        self,
-        model: Classifier,
-        prefix: nn.Sequential,
-        own_key: str,
-        batch_size: int,
-        calibration: FashionMNIST | None,
-        images: int,
+        self, model: Classifier, prefix: nn.Sequential, made_for: tuple, calibration: FashionMNIST | None, images: int
     ) -> None:
         self.preprocess = prefix[0]
         self.name = "OpenVINO, int8" if calibration is not None else "OpenVINO, float32"
-        made_for = (own_key, self.name, calibration and hashlib.sha256(calibration.images.numpy()).hexdigest())
         kept = getattr(model, "_openvino_prefix", None)
         if kept is None or kept[0] != made_for:
             batches = [self.preprocess(part) for part in calibration.images.split(32)] if calibration else []

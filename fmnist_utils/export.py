@@ -24,11 +24,10 @@ INPUT = (
     'Input "images": uint8 [B, 28, 28], rows from the top, 0 = black background, bright garment, as in Fashion-MNIST; '
     'resizing and normalising are inside. Output "probabilities": float32 [B, 10], in the order of the labels.'
 )
-_LICENCES = {
-    "vgg16": "MIT. Holds VGG16's ImageNet weights by Karen Simonyan and Andrew Zisserman, University of Oxford (CC BY "
-    "4.0, https://creativecommons.org/licenses/by/4.0/), in another format and, where trained further, changed.",
-    "resnet50": "MIT. Built on torchvision's ImageNet weights of ResNet50 (BSD 3-Clause).",
-}
+_VGG16_LICENCE = (
+    "MIT. Holds VGG16's ImageNet weights by Karen Simonyan and Andrew Zisserman, University of Oxford (CC BY 4.0, "
+    "https://creativecommons.org/licenses/by/4.0/), in another format and, where trained further, changed."
+)
 
 
 def export_onnx(model: Classifier, path: str | Path, *, int8: FashionMNIST | None = None, **card) -> Path:
@@ -123,14 +122,17 @@ def _facts(model: Classifier, precision: str, card: dict) -> dict:
                 " They belong to the mean over each image and its mirror image; this file does not mirror: give it "
                 "both and average."
             )
-    pretrained = model.weights != "none"
+    name, licence = model.config["name"], "MIT."
+    if model.weights != "none":
+        other = f"MIT. Built on torchvision's ImageNet weights of {name} (BSD 3-Clause)."
+        licence = _VGG16_LICENCE if name == "vgg16" else other
     return card | {
         "course": f"Fashion-MNIST transfer learning, fmnist_utils {__version__}",
         "labels": list(CLASSES),
         "input": INPUT,
         "precision": precision,
         "weights": model.weights,
-        "licence": _LICENCES[model.config["name"]] if pretrained else "MIT.",
+        "licence": licence,
         "model": model.config,
     }
 

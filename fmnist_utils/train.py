@@ -122,14 +122,14 @@ def fit(
     # Or the precision of a process's first training would bind all later ones, and notebook_launcher refuse to start.
     AcceleratorState._reset_state(reset_partial_state=processes == 1)
     accelerator = Accelerator(
-        mixed_precision=_precision(mixed_precision),
+        mixed_precision=choose_precision(mixed_precision),
         cpu=on_cpu(),
         dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=False) if compile else None,
         # Buffers agree without it, and processes may have different numbers of validation batches.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     model.to(accelerator.device)
-    train, val = (_on_device(data, accelerator.device) for data in (train, val))
+    train, val = (on_device(data, accelerator.device) for data in (train, val))
     loader = make_loader(train, batch_size, shuffle=True, seed=seed, process=rank, processes=processes)
     steps = epochs * len(loader)
     slow = model.backbone if backbone_lr is not None else None
@@ -344,7 +344,7 @@ def make_schedule(optimizer, name: str, steps: int, steps_per_epoch: int, decay:
     return ExponentialLR(optimizer, gamma=decay ** (1 / steps_per_epoch) if name == "exponential" else 1.0)
 
 
-def _on_device(data: Dataset, device: torch.device) -> Dataset:
+def on_device(data: Dataset, device: torch.device) -> Dataset:
     """``data`` with its tensors on a GPU that has room for them, so that no batch has to travel."""
     names = ("features", "labels") if isinstance(data, CachedFeatures) else ("images", "labels")
     size = sum(getattr(data, name).nbytes for name in names)
@@ -384,7 +384,8 @@ def _own_forward(model: nn.Module):
             vars(layer).pop("_original_forward", None)
 
 
-def _precision(wanted: str) -> str:
+def choose_precision(wanted: str) -> str:
+    """Accelerate's name of the precision that ``wanted`` means here; ``"auto"`` is the fast one of the device."""
     if wanted != "auto":
         return wanted
     if not torch.cuda.is_available():
