@@ -25,6 +25,7 @@ SCRIPTS = [
     ),
     ("training_throughput", []),
     ("speed_run", []),
+    ("training_images", []),
 ]
 
 
