@@ -17,12 +17,13 @@ from functools import partial
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
+from usual_loop import weights_of
 
 from fmnist_utils import pick
 from fmnist_utils.cache import cache_features, compile_frozen, openvino_frozen
 from fmnist_utils.data import load, train_val_split
 from fmnist_utils.evaluate import mcnemar, predict, save_benchmark, score
-from fmnist_utils.models import Classifier, WeightsUnavailable, build_model, summary
+from fmnist_utils.models import Classifier, build_model, summary
 from fmnist_utils.plots import COLORS, use_style
 from fmnist_utils.train import fit
 
@@ -71,10 +72,7 @@ def bytes_moved(layers: nn.Module, x: Tensor) -> float:
 def engines(name: str, cut_after: str, size: int, batch: int, rates: dict[str, float]) -> list[dict]:
     """One row per engine: images/s and the share of the limit."""
     settings = {"cut_after": cut_after, "head": "gap-256", "image_size": size, "trainable": "head"}
-    try:
-        model = build_model(name, **settings)
-    except WeightsUnavailable:
-        model = build_model(name, **settings, weights=None)
+    model = build_model(name, **settings | weights_of(name))
     layers = model.split()[0][1:]
     images = load("train").subset(max(batch, CALIBRATION)).images
     x = model.preprocess(images[:batch])

@@ -26,6 +26,7 @@ SCRIPTS = [
     ("training_throughput", []),
     ("speed_run", []),
     ("training_images", []),
+    ("backbones", []),
 ]
 
 
