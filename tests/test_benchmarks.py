@@ -93,3 +93,28 @@ def check_speed_run(found: dict) -> None:
     for target, group in runs.groupby("target"):
         assert goals.accuracy_mean[target] == pytest.approx(group.accuracy.mean(), abs=1e-3)
         assert goals.above_target[target] == (group.accuracy >= target).sum()
+
+
+def check_training_images(found: dict) -> None:
+    trainings = pd.DataFrame(found["trainings"])
+    assert set(trainings.groupby("way").size()) == {4}  # two numbers of images, two seeds
+    for point in found["points"]:
+        own = trainings[(trainings.way == point["way"]) & (trainings.images == point["images"])].test_accuracy
+        assert point["mean"] == pytest.approx(sum(own) / 2, abs=1e-4)
+        assert point["sd"] == pytest.approx(abs(own.iloc[0] - own.iloc[1]) / math.sqrt(2), abs=1e-4)
+    assert (trainings.weights != "none").equals(trainings.way == "VGG16, ImageNet features")
+
+
+def check_backbones(found: dict) -> None:
+    from torchvision.models import mobilenet_v3_large
+
+    rows = pd.DataFrame(found["networks"]).set_index("network")
+    features = sum(p.numel() for p in mobilenet_v3_large().features.parameters())
+    linear = 960 * 10 + 10 + 2 * 960  # and the normalisation in front of it
+    assert rows.million_parameters["MobileNetV3"] == pytest.approx((features + linear) / 1e6, abs=0.01)
+    best = set()
+    for row in found["networks"]:
+        faster = [r for r in found["networks"] if r["images_per_second"] > row["images_per_second"]]
+        if all(r["test_accuracy"] < row["test_accuracy"] for r in faster):
+            best.add(f"{row['network']} ({row['weights']})")
+    assert set(found["pareto_front"]) == best
