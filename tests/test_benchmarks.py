@@ -25,6 +25,7 @@ SCRIPTS = [
     ),
     ("training_throughput", []),
     ("speed_run", []),
+    ("search_rate", []),
 ]
 
 
@@ -91,3 +92,10 @@ def check_speed_run(found: dict) -> None:
     for target, group in runs.groupby("target"):
         assert goals.accuracy_mean[target] == pytest.approx(group.accuracy.mean(), abs=1e-3)
         assert goals.above_target[target] == (group.accuracy >= target).sum()
+
+
+def check_search_rate(found: dict) -> None:
+    trials = pd.DataFrame(found["trials"])
+    assert found["weights"].startswith("imagenet:") and (trials.epochs >= 1).all()
+    rates = 60 * len(trials) / trials.cached_end_seconds.iloc[-1], 60 * len(trials) / trials.uncached_seconds.sum()
+    np.testing.assert_allclose((found["ours"], found["reference"]), rates, rtol=0.01)
