@@ -250,7 +250,7 @@ def plot_study(study: optuna.Study) -> Figure:
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     names = sorted({name for t in trials for name in t.params})
     figure = plt.figure(figsize=(11, 11))
-    grid = figure.add_gridspec(3, max(2, len(names)), height_ratios=(1, 1, 0.9))
+    upper, middle, lower = figure.subfigures(3, 1, height_ratios=(1, 1, 0.9), hspace=0.04)
     percent = PercentFormatter(1, decimals=0)
 
     def scatter(axis, x) -> None:
@@ -259,8 +259,7 @@ def plot_study(study: optuna.Study) -> Figure:
             axis.scatter([x(t) for t in chosen], [t.value for t in chosen], s=28, label=state.lower(), **style)
         axis.yaxis.set_major_formatter(percent)
 
-    half = max(2, len(names)) * 3 // 5
-    axis = figure.add_subplot(grid[0, :half])
+    axis, right = upper.subplots(1, 2, width_ratios=(3, 2))
     scatter(axis, lambda t: t.number)
     best = np.maximum.accumulate([t.value if t in complete else 0 for t in trials])
     axis.step([t.number for t in trials], np.where(best > 0, best, np.nan), where="post", color=COLORS["accent"])
@@ -268,18 +267,17 @@ def plot_study(study: optuna.Study) -> Figure:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(loc="lower right")
 
-    axis = figure.add_subplot(grid[0, half:])
-    axis.set(title="Importance", xlabel="share of the variance")
+    right.set(title="Importance", xlabel="share of the variance of accuracy")
     if len({t.value for t in complete}) > 1:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-        bars = axis.barh(list(shares)[::-1], list(shares.values())[::-1], color=COLORS["train"])
-        axis.bar_label(bars, [f"{100 * bar.get_width():.0f}%" for bar in bars], padding=3)
-        axis.set_xlim(0, 1.2 * max(shares.values()))
-        axis.xaxis.set_major_formatter(percent)
-        axis.grid(axis="y", visible=False)
+        bars = right.barh(list(shares)[::-1], list(shares.values())[::-1], color=COLORS["train"])
+        right.bar_label(bars, [f"{100 * bar.get_width():.0f}%" for bar in bars], padding=3)
+        right.set_xlim(0, 1.2 * max(shares.values()))
+        right.xaxis.set_major_formatter(percent)
+        right.grid(axis="y", visible=False)
 
-    axis = figure.add_subplot(grid[1, :])
+    axis = middle.subplots()
     scales = {name: _scale([t for t in trials if name in t.params], name) for name in names}
     values = [t.value for t in trials]
     columns = [*names, "validation accuracy"]
@@ -303,19 +301,22 @@ def plot_study(study: optuna.Study) -> Figure:
     axis.spines[:].set_visible(False)
     axis.grid(visible=False)
 
-    for column, name in enumerate(names):
-        axis = figure.add_subplot(grid[2, column], sharey=axis if column else None)
-        scatter(axis, lambda t, name=name: str(v) if isinstance(v := t.params.get(name), str) else v)
+    for column, (axis, name) in enumerate(
+        zip(lower.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True)
+    ):
         kind = next(t.distributions[name] for t in trials if name in t.distributions)
-        if getattr(kind, "log", False):
-            axis.set_xscale("log")
+        if isinstance(kind, optuna.distributions.CategoricalDistribution):
+            scatter(axis, lambda t, name=name, kind=kind: kind.choices.index(t.params[name]))
+            axis.set_xticks(range(len(kind.choices)), kind.choices)
+            axis.set_xlim(-0.5, len(kind.choices) - 0.5)
+            if any(isinstance(choice, str) for choice in kind.choices):
+                plt.setp(axis.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+        else:
+            scatter(axis, lambda t, name=name: t.params[name])
+            axis.set_xscale("log" if kind.log else "linear")
             axis.xaxis.set_minor_formatter(NullFormatter())
-        elif isinstance(kind, optuna.distributions.CategoricalDistribution):
-            axis.set_xticks(sorted({t.params[name] for t in trials}, key=str))
-            axis.tick_params(axis="x", rotation=45 if any(isinstance(c, str) for c in kind.choices) else 0)
-            axis.margins(x=0.2)
-        axis.set(xlabel=name, ylabel="" if column else "validation accuracy")
-        axis.tick_params(labelleft=not column)
+        axis.tick_params(labelsize=9)
+        axis.set(title=name, ylabel="" if column else "validation accuracy")
     return figure
 
 

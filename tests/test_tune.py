@@ -229,7 +229,7 @@ def test_figure_shows_every_trial(invented):
     assert widths == sorted(widths) and sum(widths) == pytest.approx(1)
     assert [label.get_text() for label in importance.get_yticklabels()][-1] == "lr"  # on top
     assert len(parallel.lines) == 40 + 7 and len(slices) == 6
-    logarithmic = {axis.get_xlabel() for axis in slices if axis.get_xscale() == "log"}
+    logarithmic = {axis.get_title(loc="left") for axis in slices if axis.get_xscale() == "log"}
     assert logarithmic == {"lr", "weight_decay"}
 
 
