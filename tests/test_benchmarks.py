@@ -27,6 +27,7 @@ SCRIPTS = [
     ("speed_run", []),
     ("training_images", []),
     ("backbones", []),
+    ("search_rate", []),
 ]
 
 
@@ -118,3 +119,10 @@ def check_backbones(found: dict) -> None:
         if all(r["test_accuracy"] < row["test_accuracy"] for r in faster):
             best.add(f"{row['network']} ({row['weights']})")
     assert set(found["pareto_front"]) == best
+
+
+def check_search_rate(found: dict) -> None:
+    trials = pd.DataFrame(found["trials"])
+    assert found["weights"].startswith("imagenet:") and (trials.epochs >= 1).all()
+    rates = 60 * len(trials) / trials.cached_end_seconds.iloc[-1], 60 * len(trials) / trials.uncached_seconds.sum()
+    np.testing.assert_allclose((found["ours"], found["reference"]), rates, rtol=0.01)

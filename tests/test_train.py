@@ -660,3 +660,21 @@ def test_compiled_training_is_the_same_training(small_vgg, tiny, tiny_val):
     torch.testing.assert_close(states[1], states[0], rtol=1e-3, atol=1e-5)
     assert histories[0].attrs["compile_seconds"] == 0 < histories[1].attrs["compile_seconds"]
     assert "forward" not in vars(model.head) and not any("forward" in vars(layer) for layer in model.modules())
+
+
+def test_a_training_stopped_from_outside_leaves_nothing_behind(tiny_split, small_vgg):
+    from accelerate.state import AcceleratorState
+
+    model, rows = small_vgg(), []
+
+    def stop(row):
+        rows.append(row)
+        if row["epoch"] == 2:
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        fit(model, *tiny_split, epochs=3, progress=False, on_epoch=stop)
+    assert not AcceleratorState._shared_state
+    assert not any("forward" in vars(layer) for layer in model.modules())
+    again = fit(small_vgg(), *tiny_split, epochs=3, progress=False)
+    assert [row["val_accuracy"] for row in rows] == again.val_accuracy.tolist()[:2]
