@@ -25,6 +25,7 @@ SCRIPTS = [
     ),
     ("training_throughput", []),
     ("speed_run", []),
+    ("exported_models", []),
 ]
 
 
@@ -91,3 +92,15 @@ def check_speed_run(found: dict) -> None:
     for target, group in runs.groupby("target"):
         assert goals.accuracy_mean[target] == pytest.approx(group.accuracy.mean(), abs=1e-3)
         assert goals.above_target[target] == (group.accuracy >= target).sum()
+
+
+def check_exported_models(found: dict) -> None:
+    rows = pd.DataFrame(found["rows"]).set_index(["runtime", "precision"])
+    left_out = " ".join(found["left_out"])
+    for row in (("PyTorch compiled", "float32"), ("LiteRT", "float32"), ("LiteRT", "int8")):
+        assert (row in rows.index) != (row[0] in left_out)
+    assert (rows.file_mb > 0).all() and (rows.latency_ms > 0).all() and rows.threads.nunique() == 1
+    assert rows.file_mb["ONNX Runtime", "int8"] < rows.file_mb["ONNX Runtime", "float32"] / 3
+    assert (rows.xs("float32", level="precision").max_difference < 1e-4).all()
+    assert (rows.same_class >= 0.95).all()  # of 100 images
+    assert rows.loc[("PyTorch eager", "float32"), ["max_difference", "same_class"]].tolist() == [0, 1]
