@@ -1,11 +1,11 @@
 """What do exported files gain, and what do they cost? Each shipped model by each runtime: size, speed and accuracy.
 
-``python benchmarks/exported_models.py`` writes ``results/benchmarks/exported_models-<profile>.json``, one row per model,
-runtime and precision, and the figure of the same name. All run on the CPU with the same number of threads, one after the
-other, and all classify the same test images as they are: mirroring at test time, which the recorded accuracies of these
-models use, is in no file. ``latency_ms`` is the median of single images, ``images_per_second`` that of batches of 64;
-a LiteRT file takes one image at a time, also in a batch. ``file_mb`` of PyTorch is its weights in float32.
-``max_difference`` (of a probability) and ``same_class`` compare with PyTorch's eager mode.
+``python benchmarks/exported_models.py`` writes ``results/benchmarks/exported_models-<profile>.json``, one row per
+model, runtime and precision, and the figure of the same name. All run on the CPU with the same number of threads, one
+after the other, and all classify the same test images as they are. (The recorded accuracy of these models is that of
+mirrored images as well, which no file makes.) ``latency_ms`` is the median of single images, ``images_per_second`` that
+of batches of 64; a LiteRT file takes one image at a time, also in a batch. ``file_mb`` of PyTorch is its weights in
+float32. ``max_difference`` (of a probability) and ``same_class`` compare with PyTorch's eager mode.
 
 LiteRT is measured where its environment is: ``python -m fmnist_utils.export small-cnn --litert`` makes it. The cpu
 profile takes a quarter of an hour and more, because each of up to six runtimes classifies 10,000 images with VGG16.
@@ -71,42 +71,33 @@ def runs(name: str, images: np.ndarray, calibration: FashionMNIST, python: Path 
     """(runtime, precision, size in MB, probabilities, median seconds of one image, of a batch of ``BATCH``)."""
     model = load_model(ROOT / "data" / "models" / name)
     whole, megabytes = nn.Sequential(model, nn.Softmax(1)).eval(), sum(p.nbytes for p in model.parameters()) / 1e6
-    batches = np.resize(
-        images, (-(-len(images) // BATCH), BATCH, 28, 28)
-    )  # the last is filled up with the first images
+    # The last batch is filled up with the first images.
+    batches = np.resize(images, (-(-len(images) // BATCH), BATCH, 28, 28))
 
     def measure(make: Callable[[int], Network]) -> tuple:
         _, single = timed(make(1), images[:CALLS, None])
         probabilities, many = timed(make(BATCH), batches)
         return probabilities[: len(images)], single, many
 
-    with TemporaryDirectory() as folder:
-        for precision, data in (("float32", None), ("int8", calibration)):
-            file = export_onnx(model, Path(folder, name), int8=data)
-            network = load_onnx(file, THREADS)
-            yield "ONNX Runtime", precision, file.stat().st_size / 1e6, *measure(lambda _, own=network: own)
-        del network
-        for int8 in (False, True) if python else ():
-            file = export_litert(model, Path(folder, name), python=python, int8=int8)
-            probabilities, seconds = litert.run(file, images, python, THREADS)
-            single = float(np.median(seconds[WARM_UP:]))
-            yield (
-                "LiteRT",
-                "int8" if int8 else "float32",
-                file.stat().st_size / 1e6,
-                probabilities,
-                single,
-                single * BATCH,
-            )
     for compiled in (False, True) if find_compiler() else (False,):
         found = measure(lambda batch, compiled=compiled: in_torch(whole, compiled, batch))
         yield f"PyTorch {'compiled' if compiled else 'eager'}", "float32", megabytes, *found
+    with TemporaryDirectory() as folder:
+        for precision, data in (("float32", None), ("int8", calibration)):
+            file = export_onnx(model, Path(folder, name), int8=data)
+            found = measure(lambda _, file=file: load_onnx(file, THREADS))
+            yield "ONNX Runtime", precision, file.stat().st_size / 1e6, *found
+        for precision in ("float32", "int8") if python else ():
+            file = export_litert(model, Path(folder, name), python=python, int8=precision == "int8")
+            probabilities, seconds = litert.run(file, images, python, THREADS)
+            single = float(np.median(seconds[WARM_UP:]))
+            yield "LiteRT", precision, file.stat().st_size / 1e6, probabilities, single, single * BATCH
 
 
 def table(name: str, test: FashionMNIST, calibration: FashionMNIST, python: Path | None) -> list[dict]:
     """The rows of one model."""
     found = list(runs(name, test.images.numpy(), calibration, python))
-    expected = next(probabilities for runtime, *_, probabilities, _, _ in found if runtime == "PyTorch eager")
+    expected = found[0][3]  # PyTorch eager
     return [
         {
             "model": name,
