@@ -75,8 +75,9 @@ def runs(name: str, images: np.ndarray, calibration: FashionMNIST, python: Path 
     batches = np.resize(images, (-(-len(images) // BATCH), BATCH, 28, 28))
 
     def measure(make: Callable[[int], Network]) -> tuple:
-        _, single = timed(make(1), images[:CALLS, None])
-        probabilities, many = timed(make(BATCH), batches)
+        network = make(1)
+        _, single = timed(network, images[:CALLS, None])
+        probabilities, many = timed(network if BATCH == 1 else make(BATCH), batches)
         return probabilities[: len(images)], single, many
 
     for compiled in (False, True) if find_compiler() else (False,):
