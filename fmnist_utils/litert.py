@@ -39,7 +39,7 @@ def _python(folder: Path) -> Path:
 
 
 def environment(folder: str | Path | None = None) -> Path:
-    """What :func:`find` finds; where that is nothing, the environment is made first (6 GB, minutes).
+    """What :func:`find` finds; where that is nothing, the environment is made first (7 GB, minutes).
 
     Raises ``ValueError`` for a folder with anything else in it, or for the environment this runs in, and
     ``RuntimeError`` where the installation failed.
@@ -51,13 +51,13 @@ def environment(folder: str | Path | None = None) -> Path:
         raise ValueError(f"{folder} holds other files: name a new folder, or an environment, for LiteRT.")
     if folder.resolve() == Path(sys.prefix).resolve():
         raise ValueError(f"{folder} is the environment this runs in, whose torch must stay: name another for LiteRT.")
-    print(f"installing litert-torch into {folder}: once, 6 GB, minutes", flush=True)
+    print(f"installing litert-torch into {folder}: once, 7 GB, minutes", flush=True)
     try:
         venv.create(folder, with_pip=True)
         subprocess.run([_python(folder), "-m", "pip", "install", "--prefer-binary", "--quiet", *PACKAGES], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise RuntimeError(
-            f"The environment for LiteRT in {folder} could not be made ({error}); it takes a network and 6 GB of disk, "
+            f"The environment for LiteRT in {folder} could not be made ({error}); it takes a network and 7 GB of disk, "
             "and on Debian the package python3-venv. The same command goes on where it stopped."
         ) from error
     (folder / "complete").touch()

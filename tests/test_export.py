@@ -300,7 +300,7 @@ def test_conversion_that_fails_says_why_and_leaves_nothing(tmp_path):
 
 def test_litert_environment_is_made_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(litert, "PACKAGES", ())  # pip refuses to install nothing
-    with pytest.raises(RuntimeError, match="takes a network and 6 GB"):
+    with pytest.raises(RuntimeError, match="takes a network and 7 GB"):
         litert.environment(tmp_path / "own")
     assert litert.find(tmp_path / "own") is None
     monkeypatch.setattr(litert, "PACKAGES", ("pip",))  # is there: no network needed
