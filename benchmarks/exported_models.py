@@ -127,7 +127,7 @@ def draw(rows: list[dict]) -> plt.Figure:
         names = [f"{row['runtime']}, {row['precision']}" for row in own]
         bars = axis.barh(names, [row["latency_ms"] for row in own], color=color)
         axis.bar_label(bars, [f"{row['latency_ms']:.3g} ms, {row['accuracy']:.2%}" for row in own], padding=4)
-        axis.set_xlim(0, 1.45 * own[0]["latency_ms"])
+        axis.set_xlim(0, 1.6 * own[0]["latency_ms"])
         axis.set_title(f"{name}: time for one image, test accuracy")
         axis.set_xlabel(f"milliseconds, {THREADS} thread{'s' if THREADS > 1 else ''}")
         axis.grid(axis="y", visible=False)
