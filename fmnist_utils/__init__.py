@@ -2,8 +2,8 @@
 
 The notebooks explain every function once and import it afterwards; each docstring names its notebook.
 Data flows one way: ``data -> preprocess -> models -> cache -> train -> evaluate -> plots``; ``recipes`` (whole
-runs by name), ``explain`` (Grad-CAM) and ``export`` (ONNX files) sit on top; ``processes`` lets cache, train and
-evaluate run in several.
+runs by name), ``explain`` (Grad-CAM) and ``export`` (ONNX files, and LiteRT's with ``litert``) sit on top;
+``processes`` lets cache, train and evaluate run in several.
 """
 
 import os

@@ -1,28 +1,32 @@
-"""A trained model as one ONNX file that other programs run without torch: raw grey images in, probabilities out.
+"""A trained model as one ONNX or LiteRT file that other programs run without torch: grey images in, probabilities out.
 
 ``python -m fmnist_utils.export small-cnn`` writes ``exports/small-cnn.onnx`` and a card beside it; ``--int8`` the same
 with whole-number arithmetic in ``exports/small-cnn-int8.onnx``. Needs ``pip install "fmnist-utils[export]"``.
+``--litert`` writes ``exports/small-cnn.tflite``, for phones and small boards, and sets up what that takes.
 """
 
 import argparse
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
+from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 import torch
 from torch import nn
 
-from fmnist_utils import ROOT, __version__
+from fmnist_utils import ROOT, __version__, litert
 from fmnist_utils.data import CLASSES, FashionMNIST, load, replacing, train_val_split
 from fmnist_utils.evaluate import predict
-from fmnist_utils.models import Classifier, check_name, file_sha256, load_model
+from fmnist_utils.models import Classifier, check_name, file_sha256, load_model, save_model
 
 INPUT = (
-    'Input "images": uint8 [B, 28, 28], rows from the top, 0 = black background, bright garment, as in Fashion-MNIST; '
-    'resizing and normalising are inside. Output "probabilities": float32 [B, 10], in the order of the labels.'
+    'Input "images": uint8 [{0}, 28, 28], rows from the top, 0 = black background, bright garment, like Fashion-MNIST; '
+    'resizing and normalising are inside. Output "probabilities": float32 [{0}, 10], in the order of the labels.'
 )
 _VGG16_LICENCE = (
     "MIT. Holds VGG16's ImageNet weights by Karen Simonyan and Andrew Zisserman, University of Oxford (CC BY 4.0, "
@@ -75,33 +79,76 @@ def export_onnx(model: Classifier, path: str | Path, *, int8: FashionMNIST | Non
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
     onnx.helper.set_model_props(network, texts)
 
-    path = Path(path)
-    name = path.name.removesuffix(".onnx") + ("" if int8 is None else "-int8")
-    file, text = path.with_name(f"{name}.onnx"), path.with_name(f"{name}.onnx.json")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary, replacing(text) as temporary_text:
+    file = _named(path, ".onnx", int8 is not None)
+    with _with_card(file, facts) as temporary:
         temporary.write_bytes(network.SerializeToString())
-        facts |= {"bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
-        temporary_text.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8", newline="\n")
     return file
 
 
-def parity(model: Classifier, path: str | Path, data: FashionMNIST) -> dict[str, float]:
-    """How far a file of :func:`export_onnx`, run by ONNX Runtime on the CPU, is from ``model`` on these images.
+def export_litert(model: Classifier, path: str | Path, *, python: Path, int8: bool = False, **card) -> Path:
+    """The same as :func:`export_onnx` for LiteRT: ``<path>.tflite`` and its card; returns the path of the first.
 
-    ``max_difference`` is the largest difference of a probability, ``same_class`` the share of images with the same
-    predicted class. Raises ``ImportError`` with what to install.
+    ``python`` is that of :func:`fmnist_utils.litert.environment`, where the conversion runs. The file takes one image
+    at a time, uint8 [1, 28, 28]: the converter allows no batch of any size. Its metadata are files that any unzip
+    program finds in it (``unzip -p small-cnn.tflite card.json``), as TensorFlow Lite's metadata format has them:
+    ``card.json`` and ``labels.txt``, one label a line. ``int8`` makes it ``<path>-int8.tflite``, see
+    :func:`fmnist_utils.litert.convert`. Raises ``RuntimeError`` with the converter's message.
+    """
+    facts = _facts(model, "int8" if int8 else "float32", card, batch="1")
+    file = _named(path, ".tflite", int8)
+    with TemporaryDirectory() as folder, _with_card(file, facts) as temporary:
+        save_model(model, Path(folder, "model"))
+        litert.convert(Path(folder, "model"), temporary, python, int8)
+        with ZipFile(temporary, "a") as archive:  # ZipInfo: the same date in every file
+            archive.writestr(ZipInfo("card.json"), json.dumps(facts, indent=1))
+            archive.writestr(ZipInfo("labels.txt"), "\n".join(CLASSES))
+    return file
+
+
+def load_onnx(path: str | Path, threads: int = 1) -> Callable[[np.ndarray], np.ndarray]:
+    """An ONNX file as a function, uint8 [B, 28, 28] -> float32 [B, 10], run by ONNX Runtime on the CPU.
+
+    Raises ``ImportError`` with what to install.
     """
     onnxruntime = _package("onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    found = np.concatenate([session.run(None, {"images": part.numpy()})[0] for part in data.images.split(50)])
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def parity(model: Classifier, path: str | Path, data: FashionMNIST, *, python: Path | None = None) -> dict[str, float]:
+    """How far a file of :func:`export_onnx` or :func:`export_litert` is from ``model`` on these images, on the CPU.
+
+    ``max_difference`` is the largest difference of a probability, ``same_class`` the share of images with the same
+    predicted class. ONNX Runtime runs the first, LiteRT's interpreter under ``python`` the second. Raises
+    ``ImportError`` with what to install.
+    """
+    threads = torch.get_num_threads()
+    if Path(path).suffix == ".onnx":
+        network = load_onnx(path, threads)
+        found = np.concatenate([network(part.numpy()) for part in data.images.split(50)])
+    else:
+        found, _ = litert.run(path, data.images.numpy(), python, threads)
     expected = predict(model, data)
     return {
         "max_difference": float(np.abs(found - expected).max()),
         "same_class": float((found.argmax(1) == expected.argmax(1)).mean()),
     }
+
+
+def _named(path: str | Path, ending: str, int8: bool) -> Path:
+    return Path(path).with_name(Path(path).name.removesuffix(ending) + ("-int8" if int8 else "") + ending)
+
+
+@contextmanager
+def _with_card(file: Path, facts: dict) -> Iterator[Path]:
+    """A temporary name for ``file``; it and its card replace earlier ones once both are complete."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary, replacing(file.with_name(f"{file.name}.json")) as text:
+        yield temporary
+        card = facts | {"bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
+        text.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8", newline="\n")
 
 
 def _package(name: str) -> ModuleType:
@@ -111,7 +158,7 @@ def _package(name: str) -> ModuleType:
         raise ImportError(f'{name} is not installed: pip install "fmnist-utils[export]"') from error
 
 
-def _facts(model: Classifier, precision: str, card: dict) -> dict:
+def _facts(model: Classifier, precision: str, card: dict, batch: str = "B") -> dict:
     """``card`` and what the file itself should say to somebody who finds it alone."""
     card = dict(card)
     mirrored = card.pop("test_time_flip", False)
@@ -129,7 +176,7 @@ def _facts(model: Classifier, precision: str, card: dict) -> dict:
     return card | {
         "course": f"Fashion-MNIST transfer learning, fmnist_utils {__version__}",
         "labels": list(CLASSES),
-        "input": INPUT,
+        "input": INPUT.format(batch),
         "precision": precision,
         "weights": model.weights,
         "licence": licence,
@@ -167,7 +214,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="a model in data/models, or the path of a saved one without its ending")
     parser.add_argument("--folder", type=Path, default=Path("exports"), help="where the files go (exports)")
-    parser.add_argument("--int8", action="store_true", help="quantise it, with 512 training images")
+    parser.add_argument("--int8", action="store_true", help="quantise it; ONNX with 512 training images")
+    parser.add_argument("--litert", action="store_true", help="a .tflite file instead; sets up an environment, once")
+    parser.add_argument("--environment", type=Path, help="folder for --litert (data/cache/litert-environment)")
     arguments = parser.parse_args()
     folder = ROOT / "data" / "models"
     shipped = tuple(sorted(file.stem for file in folder.glob("*.safetensors")))
@@ -179,9 +228,13 @@ def main() -> None:
     card = json.loads(text.read_text(encoding="utf-8"))
     kept = ("recipe", "profile", "command", "data", "metrics", "test_time_flip")
     card = {key: card[key] for key in kept if key in card} | {"source_sha256": card["sha256"]}
-    images = train_val_split(load("train"))[0].subset(512) if arguments.int8 else None
-    file = export_onnx(model, arguments.folder / path.name, int8=images, **card)
-    found = parity(model, file, load("test").subset(256))
+    python = litert.environment(arguments.environment) if arguments.litert else None
+    if arguments.litert:
+        file = export_litert(model, arguments.folder / path.name, python=python, int8=arguments.int8, **card)
+    else:
+        images = train_val_split(load("train"))[0].subset(512) if arguments.int8 else None
+        file = export_onnx(model, arguments.folder / path.name, int8=images, **card)
+    found = parity(model, file, load("test").subset(256), python=python)
     print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB) and its card {file.name}.json")
     print(
         f"against torch on 256 test images: probabilities differ by at most {found['max_difference']:.1g}, "

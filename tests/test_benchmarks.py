@@ -28,6 +28,7 @@ SCRIPTS = [
     ("training_images", []),
     ("backbones", []),
     ("search_rate", []),
+    ("exported_models", []),
 ]
 
 
@@ -126,3 +127,15 @@ def check_search_rate(found: dict) -> None:
     assert found["weights"].startswith("imagenet:") and (trials.epochs >= 1).all()
     rates = 60 * len(trials) / trials.cached_end_seconds.iloc[-1], 60 * len(trials) / trials.uncached_seconds.sum()
     np.testing.assert_allclose((found["ours"], found["reference"]), rates, rtol=0.01)
+
+
+def check_exported_models(found: dict) -> None:
+    rows = pd.DataFrame(found["rows"]).set_index(["runtime", "precision"])
+    left_out = " ".join(found["left_out"])
+    for row in (("PyTorch compiled", "float32"), ("LiteRT", "float32"), ("LiteRT", "int8")):
+        assert (row in rows.index) != (row[0] in left_out)
+    assert (rows.file_mb > 0).all() and (rows.latency_ms > 0).all() and rows.threads.nunique() == 1
+    assert rows.file_mb["ONNX Runtime", "int8"] < rows.file_mb["ONNX Runtime", "float32"] / 3
+    assert (rows.xs("float32", level="precision").max_difference < 1e-4).all()
+    assert (rows.same_class >= 0.95).all()  # of 100 images
+    assert rows.loc[("PyTorch eager", "float32"), ["max_difference", "same_class"]].tolist() == [0, 1]

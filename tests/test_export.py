@@ -1,17 +1,24 @@
-"""`fmnist_utils.export`: its files, read by onnx and run by ONNX Runtime, against the models in torch."""
+"""`fmnist_utils.export`: its files, run by ONNX Runtime and by LiteRT, against the models in torch.
+
+The tests of LiteRT run where its environment is: in its default folder, or where FMNIST_LITERT says.
+"""
 
 import contextlib
 import hashlib
 import io
 import json
+import os
+import subprocess
 import sys
+import venv
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fmnist_utils import ROOT, __version__, data, export
+from fmnist_utils import ROOT, __version__, data, export, litert
 from fmnist_utils.models import build_model, load_model
 
 onnx = pytest.importorskip("onnx")
@@ -219,3 +226,97 @@ def test_missing_packages_are_explained(missing, tiny, tmp_path, monkeypatch):
 def test_unknown_model_is_refused_with_the_nearest_known_one():
     with pytest.raises(ValueError, match="Did you mean 'small-cnn'"):
         command_line("small-cn")
+
+
+@pytest.fixture(scope="module")
+def litert_python():
+    if not (python := litert.find()):
+        pytest.skip("no environment for LiteRT: python -m fmnist_utils.export small-cnn --litert makes one")
+    return python
+
+
+@pytest.fixture(scope="module")
+def lite(litert_python, tmp_path_factory):
+    """(LiteRT file of the shipped small CNN, what the command line printed)."""
+    folder = tmp_path_factory.mktemp("exports") / "new"
+    printed = command_line("small-cnn", "--litert", "--environment", str(litert_python), "--folder", str(folder))
+    return folder / "small-cnn.tflite", printed
+
+
+def assert_same(found, wanted):
+    assert found.shape == wanted.shape and found.dtype == np.float32
+    assert np.ptp(wanted, axis=0).max() > 1e-3  # images that all look alike would prove nothing
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+    assert (found.argmax(1) == wanted.argmax(1)).mean() >= 0.999
+
+
+def test_litert_file_gives_the_probabilities_of_torch_and_says_what_it_is(lite, litert_python, real_images):
+    file, printed = lite
+    found, seconds = litert.run(file, real_images.images.numpy(), litert_python)
+    assert_same(found, expected(load_model(SMALL_CNN), real_images.images))
+    assert seconds.shape == (256,) and (seconds > 0).all()
+    assert f"wrote {file} (1.1 MB)" in printed and "same class for 100.0%" in printed
+    assert sorted(path.name for path in file.parent.iterdir()) == ["small-cnn.tflite", "small-cnn.tflite.json"]
+    card, content = json.loads((file.parent / "small-cnn.tflite.json").read_text()), file.read_bytes()
+    assert card.pop("sha256") == hashlib.sha256(content).hexdigest() and card.pop("bytes") == len(content)
+    with zipfile.ZipFile(file) as archive:
+        assert json.loads(archive.read("card.json")) == card
+        assert archive.read("labels.txt").decode().splitlines() == list(data.CLASSES)
+    assert "uint8 [1, 28, 28]" in card["input"] and card["licence"] == "MIT." and card["precision"] == "float32"
+    assert card["source_sha256"] == hashlib.sha256(SMALL_CNN.with_suffix(".safetensors").read_bytes()).hexdigest()
+    assert content[4:8] == b"TFL3" and str(ROOT).encode() not in content and b".py" not in content
+
+
+@pytest.mark.parametrize("case", ["VGG16 cut after block3", "ResNet50", "VGG16 whole", "smaller than the image"])
+def test_litert_agrees_with_torch(case, litert_python, real_images, tmp_path):
+    # The whole VGG16 has its 13 ImageNet convolutions under a head of random weights; ResNet50 is random throughout.
+    build = CASES["VGG16, pooling 1 to 7" if case == "VGG16 whole" else case][0]
+    model = build()
+    file = export.export_litert(model, tmp_path / "model", python=litert_python)
+    found, _ = litert.run(file, real_images.images.numpy(), litert_python)
+    wanted = expected(model, real_images.images)
+    print(case, "largest difference", np.abs(found - wanted).max())
+    assert_same(found, wanted)
+
+
+def test_litert_int8_is_small_and_agrees_on_most_images(litert_python, real_images, tmp_path):
+    model = load_model(SMALL_CNN)
+    file = export.export_litert(model, tmp_path / "model.tflite", python=litert_python, int8=True)
+    assert (
+        file.name == "model-int8.tflite"
+        and file.stat().st_size < SMALL_CNN.with_suffix(".safetensors").stat().st_size / 3
+    )
+    found = export.parity(model, file, real_images, python=litert_python)
+    assert found["same_class"] >= 0.98 and found["max_difference"] > 1e-4
+
+
+def test_conversion_that_fails_says_why_and_leaves_nothing(tmp_path):
+    python = tmp_path / "empty" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    venv.create(tmp_path / "empty")
+    with pytest.raises(RuntimeError, match="could not convert(.|\n)*No module named 'numpy'"):
+        export.export_litert(load_model(SMALL_CNN), tmp_path / "new" / "model", python=python)
+    assert not any((tmp_path / "new").iterdir())
+
+
+def test_litert_environment_is_made_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(litert, "PACKAGES", ())  # pip refuses to install nothing
+    with pytest.raises(RuntimeError, match="takes a network and 7 GB"):
+        litert.environment(tmp_path / "own")
+    assert litert.find(tmp_path / "own") is None
+    monkeypatch.setattr(litert, "PACKAGES", ("pip",))  # is there: no network needed
+    python = litert.environment(tmp_path / "own")
+    monkeypatch.setenv("FMNIST_LITERT", str(tmp_path / "own"))
+    capsys.readouterr()
+    assert litert.environment() == litert.find() == python and not capsys.readouterr().out
+    done = subprocess.run([python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True)
+    assert (tmp_path / "own").samefile(done.stdout.strip())
+    assert litert.environment(python) == python
+
+
+def test_litert_environment_touches_no_other_folder(tmp_path):
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files"):
+        litert.environment(tmp_path)
+    with pytest.raises(ValueError, match="whose torch must stay"):
+        litert.environment(sys.prefix)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
