@@ -26,7 +26,7 @@ TRAIN, VAL = 2_000, 2_000
 @dataclass
 class Outliers:
     """What :meth:`fit` estimated: class means, float32 [10, C], precision matrix, float32 [C, C], and the sorted
-    distances of validation images, float32 [V]; ``model`` is the SHA-256 of the model's file.
+    distances of validation images, float32 [V].
     """
 
     means: Tensor
@@ -60,12 +60,12 @@ class Outliers:
         distances = self.distance(features(model, images)[0]).float()
         return 1 - torch.searchsorted(self.distances, distances).double().numpy() / len(self.distances)
 
-    def save(self, path: str | Path, model_file: str | Path) -> Path:
-        """Write ``<path>.outliers.safetensors`` for the model in ``model_file``."""
-        file = _file(path)
+    def save(self, path: str | Path) -> Path:
+        """Write ``<path>.outliers.safetensors`` beside the model saved as ``path``, and bound to it by hash."""
+        file = _file(path, "outliers.")
         tensors = {"means": self.means, "precision": self.precision, "distances": self.distances}
         with replacing(file) as temporary:
-            save_file(tensors, temporary, {"model": file_sha256(Path(model_file))})
+            save_file(tensors, temporary, {"model": file_sha256(_file(path))})
         return file
 
 
@@ -90,7 +90,7 @@ def load(path: str | Path) -> Outliers:
 
     Raises ``FileNotFoundError`` with the command that makes the file, ``ValueError`` where the model is another one.
     """
-    file, model_file = _file(path), Path(path).with_name(Path(path).name + ".safetensors")
+    file, model_file = _file(path, "outliers."), _file(path)
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: python -m fmnist_utils.outliers makes it.")
     with safe_open(file, "pt") as opened:
@@ -100,8 +100,8 @@ def load(path: str | Path) -> Outliers:
     return Outliers(**load_file(file))
 
 
-def _file(path: str | Path) -> Path:
-    return Path(path).with_name(Path(path).name + ".outliers.safetensors")
+def _file(path: str | Path, kind: str = "") -> Path:
+    return Path(path).with_name(f"{Path(path).name}.{kind}safetensors")
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def main() -> None:
     for text in sorted((ROOT / "data" / "models").glob("*.json")):
         path = text.with_suffix("")
         found = Outliers.fit(load_model(path), train.subset(TRAIN), val.subset(VAL))
-        print(f"wrote {found.save(path, path.with_name(path.name + '.safetensors'))}")
+        print(f"wrote {found.save(path)}")
 
 
 if __name__ == "__main__":
