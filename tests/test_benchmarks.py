@@ -25,6 +25,7 @@ SCRIPTS = [
     ),
     ("training_throughput", []),
     ("speed_run", []),
+    ("out_of_distribution", []),
 ]
 
 
@@ -91,3 +92,12 @@ def check_speed_run(found: dict) -> None:
     for target, group in runs.groupby("target"):
         assert goals.accuracy_mean[target] == pytest.approx(group.accuracy.mean(), abs=1e-3)
         assert goals.above_target[target] == (group.accuracy >= target).sum()
+
+
+def check_out_of_distribution(found: dict) -> None:
+    assert not set(found["chosen_on"]) & set(found["held_out"])
+    for table in found["auroc"].values():
+        assert table.keys() == {*found["chosen_on"], *found["held_out"]}
+        assert all(0 <= value <= 1 for value in numbers_in(table))
+    # Pixels in random order are no garment for any model.
+    assert found["auroc"]["small-cnn"]["shuffled garments"]["Mahalanobis distance"] > 0.9
