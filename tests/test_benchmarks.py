@@ -29,6 +29,7 @@ SCRIPTS = [
     ("backbones", []),
     ("search_rate", []),
     ("exported_models", []),
+    ("out_of_distribution", []),
 ]
 
 
@@ -139,3 +140,12 @@ def check_exported_models(found: dict) -> None:
     assert (rows.xs("float32", level="precision").max_difference < 1e-4).all()
     assert (rows.same_class >= 0.95).all()  # of 100 images
     assert rows.loc[("PyTorch eager", "float32"), ["max_difference", "same_class"]].tolist() == [0, 1]
+
+
+def check_out_of_distribution(found: dict) -> None:
+    assert not set(found["chosen_on"]) & set(found["held_out"])
+    for table in found["auroc"].values():
+        assert table.keys() == {*found["chosen_on"], *found["held_out"]}
+        assert all(0 <= value <= 1 for value in numbers_in(table))
+    # Pixels in random order are no garment for any model.
+    assert found["auroc"]["small-cnn"]["shuffled garments"]["Mahalanobis distance"] > 0.9
