@@ -332,23 +332,24 @@ def _scale(trials: list[FrozenTrial], name: str) -> tuple:
 
 
 def save_study(study: optuna.Study, folder: Path = ROOT / "results") -> Path:
-    """Write ``searches/<name>.json`` (every trial, the winner as a recipe) and ``figures/<name>.png``."""
+    """Write ``benchmarks/<name>.json`` (every trial, the winner as a recipe) and ``figures/<name>.png``."""
     trials = study.get_trials(deepcopy=False, states=DONE)
     found = {
         "name": study.study_name,
+        "profile": profile(),
         **study.user_attrs,
         "best": {"trial": study.best_trial.number, "val_accuracy": study.best_value},
         "recipe": json.loads(json.dumps(as_recipe(study.best_trial), default=vars)),
         "trials": [
             {"number": t.number, "state": t.state.name, "val_accuracy": t.value, "epochs": len(t.intermediate_values)}
-            | {"seconds": round(t.duration.total_seconds(), 1), "weights": t.user_attrs["weights"], "params": t.params}
+            | {"seconds": round(t.duration.total_seconds(), 1), "weights": t.user_attrs["weights"], **t.params}
             for t in trials
         ],
         "hardware": hardware(),
         "versions": versions() | {"optuna": optuna.__version__},
         "date": datetime.date.today().isoformat(),
     }
-    path = folder / "searches" / f"{study.study_name}.json"
+    path = folder / "benchmarks" / f"{study.study_name}.json"
     write_text(path, json.dumps(found, indent=1) + "\n")
     (folder / "figures").mkdir(exist_ok=True)
     with replacing(folder / "figures" / f"{study.study_name}.png") as temporary:
@@ -364,12 +365,12 @@ def splits() -> tuple[FashionMNIST, FashionMNIST]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=pick(smoke=3, cpu=15, full=60), help="finished trials wanted")
+    parser.add_argument("--trials", type=int, default=pick(smoke=3, cpu=15, full=40), help="finished trials wanted")
     parser.add_argument("--storage", help="SQLite file, .log or .journal file, or URL (data/cache/studies.db)")
-    parser.add_argument("--study", default=f"vgg16-search-{profile()}", help="name of the study")
+    parser.add_argument("--study", default=f"search-{profile()}", help="name of the study")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", default=ROOT / "data" / "cache", help="folder for features (data/cache)")
-    parser.add_argument("--save", action="store_true", help="write results/searches and results/figures")
+    parser.add_argument("--save", action="store_true", help="write results/benchmarks and results/figures")
     given = parser.parse_args()
     train, val = splits()
     places = {"storage": given.storage, "cache": given.cache}
