@@ -553,8 +553,8 @@ def set_trainable(model: Classifier, trainable: str | int) -> Classifier:
     """Freeze the backbone but for its last ``trainable`` layers; the head always learns. Returns ``model``.
 
     ``"head"`` is 0 layers, ``"all"`` is every layer; a number counts from the output side as :func:`layers_in_order`
-    lists them. Raises ``ValueError`` for a number that the backbone does not have. Explained in
-    notebooks/04_resnet50_fine_tuning.ipynb.
+    lists them. Raises ``ValueError`` for a number that the backbone does not have, or with which nothing in it would
+    learn (activations and poolings count as layers). Explained in notebooks/04_resnet50_fine_tuning.ipynb.
     """
     layers, count = model.layers, trainable
     if isinstance(trainable, str):
@@ -562,10 +562,15 @@ def set_trainable(model: Classifier, trainable: str | int) -> Classifier:
         count = len(layers) if trainable == "all" else 0
     if not 0 <= count <= len(layers):
         raise ValueError(f"trainable={trainable}: the backbone has {len(layers)} layers.")
+    chosen = dict(layers[len(layers) - count :])
+    found = [[v] if isinstance(v, nn.Parameter) else v.parameters() for v in chosen.values() if v is not None]
+    free = list(chain.from_iterable(found))
+    if count and not free:
+        names = ", ".join(chosen)
+        raise ValueError(f"trainable={trainable}: the last layers ({names}) have nothing to learn: take more of them.")
     model.backbone.requires_grad_(False)
-    for _, layer in layers[len(layers) - count :]:
-        if layer is not None:
-            layer.requires_grad_(True)
+    for parameter in free:
+        parameter.requires_grad_(True)
     model.config["trainable"] = trainable
     return model.train(model.training)  # BatchNorm's mode follows
 

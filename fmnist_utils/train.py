@@ -10,7 +10,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -59,6 +59,7 @@ def fit(
     compile: bool = False,
     seed: int = 0,
     progress: bool = True,
+    on_epoch: Callable[[dict], object] | None = None,
 ) -> pd.DataFrame:
     """Train what is not frozen in ``model``; leaves it in eval mode with the weights of the best validation accuracy.
 
@@ -83,6 +84,8 @@ def fit(
     ``checkpoint`` names a file without ending: an interrupted call, repeated, goes on after the last finished epoch and
     ends, on a CPU, with the same weights; a finished one leaves :func:`~fmnist_utils.models.save_model`'s two files,
     which the same call, repeated, loads instead of training again.
+    ``on_epoch`` is called after each epoch with its row; what it raises ends the training and reaches the caller, such
+    as Optuna's ``TrialPruned``.
 
     Returns one row per epoch: ``lr`` (of the head, at its end), ``train_loss``, ``train_accuracy`` (means over the
     samples while training, so with dropout, augmentation and mixing), ``val_loss``, ``val_accuracy`` (eval mode) and
@@ -92,7 +95,7 @@ def fit(
     Raises ``ValueError`` for unknown names, features of another model, or a checkpoint of other settings, and
     ``FloatingPointError`` when the loss is no longer a number. Explained in notebooks/03_vgg16_transfer_learning.ipynb.
     """
-    unsettled = ("model", "train", "val", "checkpoint", "compile", "progress")
+    unsettled = ("model", "train", "val", "checkpoint", "compile", "progress", "on_epoch")
     settings = {k: v for k, v in locals().items() if k not in unsettled}
     rank, processes = rank_and_count()
     if epochs < 1:
@@ -116,42 +119,39 @@ def fit(
     # Accelerate looks for notebook widgets, which this package does not use, and warns where there are none.
     warnings.filterwarnings("ignore", message="IProgress not found")
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, TorchDynamoPlugin
 
-    # Or the precision of a process's first training would bind all later ones, and notebook_launcher refuse to start.
-    AcceleratorState._reset_state(reset_partial_state=processes == 1)
-    accelerator = Accelerator(
-        mixed_precision=choose_precision(mixed_precision),
-        cpu=on_cpu(),
-        dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=False) if compile else None,
-        # Buffers agree without it, and processes may have different numbers of validation batches.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-    model.to(accelerator.device)
-    train, val = (on_device(data, accelerator.device) for data in (train, val))
-    loader = make_loader(train, batch_size, shuffle=True, seed=seed, process=rank, processes=processes)
-    steps = epochs * len(loader)
-    slow = model.backbone if backbone_lr is not None else None
-    opt = make_optimizer(part, optimizer, lr, weight_decay, slow, backbone_lr)
-    scheduler = make_schedule(opt, schedule, steps, len(loader), decay)
-    average = AveragedModel(part, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
-    val_part = Subset(val.view(0) if isinstance(val, CachedFeatures) else val, own_share(len(val)))
-    val_loader = make_loader(val_part, 2 * batch_size)
     plain = part
-    loss_function = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-    after_step = (lambda: average.update_parameters(plain)) if ema else None
+    with _left_as_found(plain, processes):
+        accelerator = Accelerator(
+            mixed_precision=choose_precision(mixed_precision),
+            cpu=on_cpu(),
+            dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=False) if compile else None,
+            # Buffers agree without it, and processes may have different numbers of validation batches.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        model.to(accelerator.device)
+        train, val = (on_device(data, accelerator.device) for data in (train, val))
+        loader = make_loader(train, batch_size, shuffle=True, seed=seed, process=rank, processes=processes)
+        steps = epochs * len(loader)
+        slow = model.backbone if backbone_lr is not None else None
+        opt = make_optimizer(part, optimizer, lr, weight_decay, slow, backbone_lr)
+        scheduler = make_schedule(opt, schedule, steps, len(loader), decay)
+        average = AveragedModel(part, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+        val_part = Subset(val.view(0) if isinstance(val, CachedFeatures) else val, own_share(len(val)))
+        val_loader = make_loader(val_part, 2 * batch_size)
+        loss_function = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        after_step = (lambda: average.update_parameters(plain)) if ema else None
 
-    progress_file = Path(f"{checkpoint}.resume.pt") if checkpoint else None
-    rows, best = [], {}
-    if state := from_first(lambda: _progress(progress_file, run)):
-        rows, best = state["rows"], state["best"]
-        model.load_state_dict(state["model"], strict=False)
-        opt.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        if average is not None:
-            average.load_state_dict(state["average"])
-    with _own_forward(plain):
+        progress_file = Path(f"{checkpoint}.resume.pt") if checkpoint else None
+        rows, best = [], {}
+        if state := from_first(lambda: _progress(progress_file, run)):
+            rows, best = state["rows"], state["best"]
+            model.load_state_dict(state["model"], strict=False)
+            opt.load_state_dict(state["optimizer"])
+            scheduler.load_state_dict(state["scheduler"])
+            if average is not None:
+                average.load_state_dict(state["average"])
         part, opt = accelerator.prepare(part, opt)
         for norm in plain.modules() if processes > 1 else ():
             if isinstance(norm, _BatchNorm):
@@ -191,8 +191,9 @@ def fit(
                 _save_progress(progress_file, run, model, opt, scheduler, average, rows, best)
             bar.set_postfix_str(f"validation accuracy {val_accuracy:.1%}")
             bar.update()
+            if on_epoch:
+                on_epoch(rows[-1])
         bar.close()
-    AcceleratorState._reset_state(reset_partial_state=processes == 1)
     model.load_state_dict(best, strict=False)
     model.eval()
     if checkpoint:
@@ -374,11 +375,18 @@ def _warm_up(part, plain, loader, val_loader, loss_function, accelerator) -> flo
 
 
 @contextmanager
-def _own_forward(model: nn.Module):
-    """Whatever happens within it, at its end every layer has its own ``forward`` again."""
+def _left_as_found(model: nn.Module, processes: int):
+    """Whatever happens within it, at its end every layer has its own ``forward`` and Accelerate no state of this run.
+
+    Or the precision of a process's first training would bind all later ones, and notebook_launcher refuse to start.
+    """
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=processes == 1)
     try:
         yield
     finally:
+        AcceleratorState._reset_state(reset_partial_state=processes == 1)
         for layer in model.modules():
             vars(layer).pop("forward", None)
             vars(layer).pop("_original_forward", None)

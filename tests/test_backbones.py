@@ -94,6 +94,18 @@ def test_only_the_chosen_layers_learn(pair):
         assert all(p.requires_grad for p in model.head.parameters())
 
 
+@pytest.mark.parametrize("name", ["swin_t", "googlenet", "resnet18"])
+def test_last_layers_without_parameters_are_no_choice(name):
+    with torch.device("meta"):
+        model = build_model(name, weights=None, head="linear", trainable=3)
+    before = [p.requires_grad for p in model.parameters()]
+    assert any(p.requires_grad for p in model.backbone.parameters())
+    for trainable in (1, 2):  # pooling, flattening and dropout; ReLU and addition
+        with pytest.raises(ValueError, match=f"trainable={trainable}: the last layers .* have nothing to learn"):
+            set_trainable(model, trainable)
+    assert [p.requires_grad for p in model.parameters()] == before and model.config["trainable"] == 3
+
+
 @pytest.mark.parametrize("trainable", ["head", 3])
 def test_split_parts_make_the_model_and_the_frozen_one_is_the_same_every_epoch(pair, tiny, trainable):
     (name, _, model), images = pair, tiny.images[:2]

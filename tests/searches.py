@@ -1,0 +1,36 @@
+"""A small search for tests/test_tune.py: ``searches.py STORAGE CACHE TRIALS [TRIAL]`` kills itself in that trial."""
+
+import os
+import signal
+import sys
+
+import torch
+
+from fmnist_utils import tune
+from fmnist_utils.data import load, train_val_split
+from fmnist_utils.recipes import MIRROR
+
+tune.RANDOM_TRIALS = 2
+
+
+def space(trial) -> dict:
+    views = trial.suggest_categorical("views", (1, 2))
+    lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+    if len(sys.argv) > 4 and trial.number == int(sys.argv[4]):
+        trial.report = lambda value, step: os.kill(os.getpid(), signal.SIGKILL)
+    model = {"name": "vgg16", "cut_after": "block1", "head": "linear", "image_size": 16}
+    return {
+        "model": model | ({"augment": MIRROR} if views == 2 else {}),
+        "phases": [{"trainable": "head", "epochs": 4, "batch_size": 32, "lr": lr}],
+        "views": views,
+    }
+
+
+def search(storage, cache, trials: int, **settings):
+    train, val = train_val_split(load("train").subset(120), 60)
+    return tune.search("tiny", trials=trials, train=train, val=val, storage=storage, cache=cache, space=space, **settings)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    search(sys.argv[1], sys.argv[2], int(sys.argv[3]))
