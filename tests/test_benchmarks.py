@@ -25,6 +25,7 @@ SCRIPTS = [
     ),
     ("training_throughput", []),
     ("speed_run", []),
+    ("app_load", []),
 ]
 
 
@@ -91,3 +92,8 @@ def check_speed_run(found: dict) -> None:
     for target, group in runs.groupby("target"):
         assert goals.accuracy_mean[target] == pytest.approx(group.accuracy.mean(), abs=1e-3)
         assert goals.above_target[target] == (group.accuracy >= target).sum()
+
+
+def check_app_load(found: dict) -> None:
+    assert found["errors"] == 0 and found["share_right"] > 0.5
+    assert found["prediction_ms"] < min(found["median_ms"].values()) and all(m > 100 for m in found["memory_mb"])
