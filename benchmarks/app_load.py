@@ -129,7 +129,7 @@ def main() -> None:
     alone, together = times.values()
     path = save_benchmark(
         "app_load",
-        setting=f"the app with the small CNN, 95% of {TOGETHER} photos from {CLIENTS} clients at once, against one client",
+        setting=f"the app with the small CNN, 95% of {TOGETHER} photos from {CLIENTS} clients at once, against one",
         ours=np.percentile(together, 95),
         reference=np.percentile(alone, 95),
         unit="ms",

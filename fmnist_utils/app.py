@@ -99,7 +99,10 @@ def _show(pictures: list | None, steps: list, model: str, history: list | None, 
         answer = next(found)
         shown.append(app_pages.answer_card(name, picture, answer))
         rows.append(_row(sent, name, picture, answer, model, steps))
-    first = " · ".join(f"{row['answer']} {row['confidence']:.0%}" for row in rows[:2]) or "Not a picture I can read"
+    first = (
+        " · ".join(f"{row['answer']} {app_pages.percent(row['confidence'])}" for row in rows[:2])
+        or "Not a picture I can read"
+    )
     # A drawing that goes on, or a step switched off, replaces its row.
     keys = {(row["id"], row["model"]) for row in rows}
     kept = [row for row in history or [] if (row["id"], row["model"]) not in keys]

@@ -6,6 +6,7 @@ Look and layout are in ``assets/app.css``. Explained in ``notebooks/07_deploymen
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 from dash import dcc, html
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -42,7 +43,7 @@ def page(model: str, max_upload: float) -> html.Div:
             html.Div(id="message", role="alert"),
             html.Main([_try_page(model, max_upload), _quality_page()]),
             html.Footer("Your pictures are not stored: they are answered and forgotten. Models and data: MIT licence."),
-            dcc.Location("url"),
+            dcc.Location("url", refresh="callback-nav"),
             dcc.Store("pictures"),
             dcc.Store("cell"),
             dcc.Store("theme"),
@@ -99,7 +100,7 @@ def _try_page(model: str, max_upload: float) -> html.Div:
                 model,
                 id="model",
             ),
-            html.H2("Getting a photo ready"),
+            html.H2("Preparing a photo"),
             html.P("The models learned from light garments on black, cut out and centred. These steps help photos look "
                    "like that; switch one off to see what it does.", className="hint"),
             dcc.Checklist([{"label": label, "value": step} for step, label in STEPS.items()], list(STEPS), id="steps"),
@@ -184,7 +185,7 @@ def answer_card(name: str, picture: serving.Picture, answer: serving.Answer) -> 
         pictures.append((f"Where it saw “{best}” (Grad-CAM)", answer.overlay))
     card = [
         html.P(name, className="name"),
-        html.H2([best, html.Span(f" {sure:.0%}" if sure >= 0.5 else f" {sure:.0%}, not sure")]),
+        html.H2([best, html.Span(f" {percent(sure)}{', not sure' * bool(sure < 0.5)}")]),
         *notes,
         html.Div([_figure(text, image) for text, image in pictures], className="pictures"),
         html.Ol([_bar(CLASSES[i], answer.probabilities[i]) for i in order], className="bars"),
@@ -192,16 +193,24 @@ def answer_card(name: str, picture: serving.Picture, answer: serving.Answer) -> 
     if len(picture.stages) > 1:
         stages = html.Div([_figure(text, image) for text, image in picture.stages], className="stages")
         card.append(
-            html.Details([html.Summary(f"How it was got ready: {len(picture.stages)} stages"), stages], open=True)
+            html.Details([html.Summary(f"How it was prepared: {len(picture.stages)} stages"), stages], open=True)
         )
     else:
         card.append(html.P(f"{picture.stages[0][0]}.", className="hint"))
-    card.append(html.P(f"As unusual as this, or more: {answer.share:.1%} of the validation images.", className="hint"))
-    return html.Article(card, className="card result", **{"aria-label": f"{name}: {best}, {sure:.0%}"})
+    card.append(
+        html.P(f"{answer.share:.1%} of the validation images look at least as unusual to this model.", className="hint")
+    )
+    return html.Article(card, className="card result", **{"aria-label": f"{name}: {best}, {percent(sure)}"})
+
+
+def percent(probability: float) -> str:
+    """Rounded, but never to certainty."""
+    return "over 99%" if probability > 0.99 else f"{probability:.0%}"
 
 
 def _figure(text: str, image) -> html.Figure:
-    return html.Figure([html.Img(src=serving.data_url(image), alt=text), html.Figcaption(text)])
+    kind = "pixels" if isinstance(image, torch.Tensor) or max(image.size) <= 28 else None
+    return html.Figure([html.Img(src=serving.data_url(image), alt=text, className=kind), html.Figcaption(text)])
 
 
 def _bar(name: str, probability: float) -> html.Li:
@@ -220,7 +229,7 @@ def history_table(history: list | None) -> html.Table | html.P:
                 html.Td(html.Img(src=row["image"], alt="")),
                 html.Td(row["name"], className="name"),
                 html.Td([row["answer"], *([" ", html.Span("unusual")] if row["share_as_unusual"] < UNUSUAL else [])]),
-                html.Td(f"{row['confidence']:.0%}"),
+                html.Td(percent(row["confidence"])),
                 html.Td(row["model"]),
             ]
         )
@@ -326,7 +335,8 @@ def _reliability_figure(bins: pd.DataFrame, dark: bool) -> go.Figure:
     figure.update_layout(
         xaxis=axis | {"title": {"text": "how sure the model is"}},
         yaxis=axis | {"title": {"text": "how often it is right"}},
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": ink, "size": 13},
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": ink, "size": 13, "family": "system-ui, sans-serif"},
         margin={"l": 10, "r": 10, "t": 10, "b": 10}, showlegend=False, height=320,
     )  # fmt: skip
     return figure

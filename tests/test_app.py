@@ -74,7 +74,7 @@ def server(tmp_path_factory):
         assert found, line + log.read()
         yield found[0], psutil.Process(process.pid)
         assert process.poll() is None
-        assert not list(folder.iterdir())
+        assert not [path for path in folder.rglob("*") if path.is_file()]  # torch makes itself an empty folder
         log.seek(0)
         assert "Traceback" not in log.read()
     finally:
