@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--int8", action="store_true", help="quantise it, with 512 training images")
     arguments = parser.parse_args()
     folder = ROOT / "data" / "models"
-    shipped = tuple(sorted(file.stem for file in folder.glob("*.safetensors")))
+    shipped = tuple(sorted(card.stem for card in folder.glob("*.json")))
     path = folder / arguments.name if arguments.name in shipped else Path(arguments.name)
     text = path.with_name(path.name + ".json")
     if not text.is_file():

@@ -84,8 +84,7 @@ def _decode(data: bytes, shown: str) -> Image.Image:
         size = f"{image.width}×{image.height} pixel{'s' * (max(image.size) > 1)}"
         raise BadImage(f"“{shown}” has {size}: too few to show a garment. Send a larger one.")
     # A JPEG of several pictures holds previews, no animation.
-    animated = image.format in ("PNG", "WEBP", "GIF") and getattr(image, "n_frames", 1) > 1
-    image.seek(0)
+    animated = image.format in ("PNG", "WEBP", "GIF") and getattr(image, "is_animated", False)
     image.draft(None, (SIDE, SIDE))  # a JPEG is decoded at an eighth of its size where that is enough
     image.load()
     exif = Image.Exif()

@@ -1,0 +1,308 @@
+"""Pictures from anywhere: what is refused and why, what arrives unchanged, whether garments are still recognised."""
+
+import io
+import struct
+import threading
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFilter, PngImagePlugin
+
+from fmnist_utils import ROOT, photos
+from fmnist_utils.data import CLASSES, load
+from fmnist_utils.models import load_model
+from fmnist_utils.photos import STEPS, BadImage, prepare, read_image
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def shirt(size: tuple[int, int] = (120, 160)) -> Image.Image:
+    """A dark shape on white, wider above than below, right of the middle: no turn or mirroring leaves it as it was."""
+    image = Image.new("RGB", size, "white")
+    width, height = size
+    corners = ((0.35, 0.2), (0.95, 0.2), (0.75, 0.85), (0.45, 0.85))
+    ImageDraw.Draw(image).polygon([(x * width, y * height) for x, y in corners], fill=(40, 60, 90))
+    return image
+
+
+def on_ground(pixels: np.ndarray, ground: str, random: np.random.Generator) -> Image.Image:
+    """A product photograph of a garment of the data set: larger, off centre, noisy, before some background."""
+    side = int(random.integers(200, 360))
+    values = np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC), np.float32)
+    outline = Image.fromarray((values > 6).astype(np.uint8) * 255).filter(ImageFilter.MedianFilter(7))
+    cover = np.asarray(outline.filter(ImageFilter.GaussianBlur(1)), np.float32)[..., None] / 255
+    height, width = (int(side * random.uniform(1.2, 2)) for _ in range(2))
+    top, left = (int(random.uniform(0.03, 0.97) * (length - side)) for length in (height, width))
+    colour = {"white": (252, 252, 252), "coloured": random.integers(120, 256, 3), "black": (4, 4, 4)}
+    picture = np.ones((height, width, 3), np.float32) * np.float32(colour.get(ground, (230, 220, 210)))
+    if ground == "shaded":
+        y, x = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1)
+        picture *= (1 - 0.3 * x - 0.25 * y)[..., None]
+    part = picture[top : top + side, left : left + side]
+    garment = (values if ground == "black" else 255 - values)[..., None]
+    picture[top : top + side, left : left + side] = part * (1 - cover) + garment * cover
+    picture += random.normal(0, 1.5, picture.shape)
+    return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+
+
+# ------------------------------------------------------------------------------------------------ decoding
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "tolerance"),
+    [("PNG", "RGB", 0), ("PNG", "L", 0), ("PNG", "LA", 0), ("PNG", "RGBA", 0), ("BMP", "RGB", 0), ("TIFF", "RGB", 0),
+     ("GIF", "L", 0), ("JPEG", "RGB", 12), ("JPEG", "L", 12), ("WEBP", "RGB", 16), ("TIFF", "CMYK", 2),
+     ("JPEG", "CMYK", 14), ("PNG", "P", 0), ("PNG", "1", 0)],
+)  # fmt: skip
+def test_formats_and_modes_give_the_same_picture(kind, mode, tolerance):
+    image = shirt().convert(mode)
+    found = read_image(encoded(image, kind))
+    assert found.mode in ("L", "RGB", "RGBA") and found.size == image.size
+    difference = np.asarray(found.convert("RGB"), int) - np.asarray(image.convert("RGB"), int)
+    assert np.abs(difference).mean() <= tolerance / 4 and np.percentile(np.abs(difference), 95) <= tolerance
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_keeps_its_shades(kind):
+    values = np.asarray(shirt().convert("L"))
+    found = read_image(encoded(Image.fromarray(values.astype(np.uint16) * 257), kind))
+    np.testing.assert_array_equal(np.asarray(found), values)
+
+
+def test_float_tiff_from_0_to_1():
+    values = np.asarray(shirt().convert("L"))
+    found = read_image(encoded(Image.fromarray(values.astype(np.float32) / 255), "TIFF"))
+    np.testing.assert_array_equal(np.asarray(found), values)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_animation_gives_its_first_frame_and_says_so(kind):
+    data = encoded(shirt(), kind, save_all=True, append_images=[Image.new("RGB", (120, 160), "red")], lossless=True)
+    image = read_image(data)
+    assert np.abs(np.asarray(image.convert("L"), int) - np.asarray(shirt().convert("L"), int)).mean() < 2
+    assert "first frame" in prepare(image)[1][0][0]
+    assert "frame" not in prepare(read_image(encoded(shirt(), kind)))[1][0][0]
+
+
+def test_large_picture_becomes_small_and_metadata_goes():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Some Camera"
+    image = read_image(encoded(shirt((1500, 900)), "JPEG", exif=exif, comment=b"secret"))
+    assert image.size == (photos.SIDE, round(photos.SIDE * 900 / 1500))
+    assert dict(image.getexif()) == {0x0112: 6} and image.info.keys() == {"exif"}
+
+
+# ------------------------------------------------------------------------------------------------- refusals
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG that declares a size, with one row of pixels."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    rows = zlib.compress(bytes(1 + width))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def png_with_text(length: int) -> bytes:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * length, zip=True)
+    return encoded(shirt(), pnginfo=text)
+
+
+BAD = {
+    "nothing": (b"", "0 bytes"),
+    "text": (b"just some text", "not a picture"),
+    "random bytes": (np.random.default_rng(0).bytes(5_000), "not a picture"),
+    "SVG": (b'\xef\xbb\xbf <?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"></svg>', "SVG or HTML"),
+    "HTML": (b"<!DOCTYPE html><script>alert(1)</script>", "SVG or HTML"),
+    "PDF": (b"%PDF-1.7\n%stuff", "not a picture"),
+    "PostScript, which Pillow would run": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+    "icon, a format not on the list": (encoded(shirt((32, 32)), "ICO"), "not a picture"),
+    "truncated JPEG": (encoded(shirt(), "JPEG")[:-700], "damaged or incomplete"),
+    "truncated PNG": (encoded(shirt())[:-300], "damaged or incomplete"),
+    "truncated GIF": (encoded(shirt(), "GIF")[:300], "damaged or incomplete"),
+    "truncated TIFF": (encoded(shirt(), "TIFF")[:9_000], "damaged or incomplete"),
+    "header of a PNG only": (encoded(shirt())[:20], "holiday"),
+    "PNG with a wrong checksum": (encoded(shirt())[:60] + b"\0\0\0\0" + encoded(shirt())[64:], "holiday"),
+    "100 megapixels": (png_of_size(10_000, 10_000), "megapixels"),
+    "4 gigapixels": (png_of_size(65_000, 65_000), "megapixels"),
+    "side of 2 thousand million": (png_of_size(2**31 - 1, 1)[:60], "holiday"),
+    "text that unpacks to 50 MB": (png_with_text(50_000_000), "damaged or incomplete"),
+    "1×1": (encoded(Image.new("RGB", (1, 1))), "1×1 pixel"),
+    "a line": (encoded(Image.new("RGB", (5_000, 1))), "too few"),
+    "50 MB": (bytes(50_000_000), "50.0 MB; 10 MB is the limit"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_in_one_or_two_sentences_with_little_memory(case):
+    data, expected = BAD[case]
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadImage, match=expected) as caught:
+            read_image(data, "holiday.png")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    message = str(caught.value)
+    assert "“holiday.png”" in message and message[-1] in ".?" and len(message) < 160 and "\n" not in message
+    assert peak < 5_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("../../etc/passwd", "“passwd”"), (r"C:\Users\me\shirt.png", "“shirt.png”"), ("a\u202egnp.exe", "“agnp.exe”"),
+     ("line\nbreak\0.png", "“linebreak.png”"), ("x" * 500, "“" + "x" * 60 + "”"), ("photos/", "“image”")],
+)  # fmt: skip
+def test_name_is_only_quoted(name, shown):
+    with pytest.raises(BadImage) as caught:
+        read_image(b"", name)
+    assert shown in str(caught.value)
+
+
+def test_no_file_is_opened_or_written(monkeypatch, tmp_path):
+    def forbidden(*arguments, **options):
+        raise AssertionError("a file was opened")
+
+    data = {kind: encoded(shirt(), kind) for kind in photos.FORMATS}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.open", forbidden)
+    for content in data.values():
+        prepare(read_image(content, str(tmp_path / "shirt.png")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_limit_of_bytes_is_a_parameter():
+    data = encoded(shirt(), "BMP")
+    assert read_image(data, max_bytes=len(data)).size == (120, 160)
+    with pytest.raises(BadImage, match="limit"):
+        read_image(data, max_bytes=len(data) - 1)
+
+
+def test_eight_threads_get_what_one_gets():
+    files = [encoded(shirt((200 + 10 * i, 300)), "JPEG") for i in range(8)]
+    expected = [np.asarray(prepare(read_image(data))[0]) for data in files]
+    found = [None] * 8
+
+    def work(i: int) -> None:
+        found[i] = np.asarray(prepare(read_image(files[i]))[0])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    [thread.start() for thread in threads], [thread.join() for thread in threads]
+    np.testing.assert_array_equal(found, expected)
+
+
+# ---------------------------------------------------------------------------------------------- preparation
+
+
+@pytest.mark.parametrize("steps", [tuple(STEPS), ()])
+def test_images_of_the_data_set_pass_unchanged(steps):
+    for image in load("test").subset(100).images:
+        for mode in ("L", "RGB", "RGBA"):
+            found, stages = prepare(read_image(encoded(Image.fromarray(image.numpy()).convert(mode))), steps)
+            assert found.dtype == torch.uint8 and torch.equal(found, image)
+            assert np.array_equal(np.asarray(stages[-1][1]), image)
+
+
+def test_28_pixels_on_white_are_negated():
+    image = next(image for image in load("test").images if image[:3].max() == 0)
+    found, _ = prepare(Image.fromarray(255 - image.numpy()), ["background"])
+    assert (found.int() - image.int()).abs().float().mean() < 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_put_right(orientation):
+    # What a viewer does (the standard's table), undone: Pillow's own transpositions.
+    turn = Image.Transpose
+    undo = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
+            6: turn.ROTATE_90, 7: turn.TRANSVERSE, 8: turn.ROTATE_270}  # fmt: skip
+    stored = shirt().transpose(undo[orientation]) if orientation > 1 else shirt()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    expected, _ = prepare(shirt())
+    image = read_image(encoded(stored, exif=exif))
+    assert (prepare(image)[0].int() - expected.int()).abs().max() <= 2
+    without = prepare(image, [step for step in STEPS if step != "orientation"])[0]
+    assert ((without.int() - expected.int()).abs().float().mean() > 5) == (orientation > 1)
+
+
+def test_each_step_does_what_it_says():
+    image = shirt((200, 160))  # the shape: 70 to 190 across, 32 to 136 down
+    everything, stages = prepare(image)
+    rows, columns = (everything > 60).any(1).nonzero()[:, 0], (everything > 60).any(0).nonzero()[:, 0]
+    assert (columns.min(), columns.max()) == (0, 27)  # the longest edge fills the picture, as in the data set
+    assert len(rows) == pytest.approx(28 * 104 / 120, abs=1) and rows.min() + rows.max() == pytest.approx(27, abs=1)
+    assert everything.float().mean() > 80 and everything[0, 0] == 0
+    assert all(isinstance(text, str) and isinstance(picture, Image.Image) for text, picture in stages)
+    assert stages[0][1] is image and stages[-1][1].size == (28, 28)
+    assert np.array_equal(np.asarray(stages[-1][1]), everything)
+
+    def without(*names: str) -> torch.Tensor:
+        return prepare(image, [step for step in STEPS if step not in names])[0]
+
+    assert without("background")[0, 0] == 255 and without("background")[14, 14] < 80
+    assert (without("crop") > 60).sum() < 0.6 * (everything > 60).sum()
+    stretched = (without("aspect") > 60).any(1)
+    assert stretched.all() and not (everything > 60).any(1).all()
+    assert (without("centre") > 60).any(1).nonzero().min() == 0
+    middle = (without("crop") > 60).nonzero().float().mean(0)[1]
+    off = (without("crop", "centre") > 60).nonzero().float().mean(0)[1]
+    assert middle == pytest.approx(13.5, abs=1) and off > 16
+
+
+@pytest.mark.parametrize(("colour", "inside"), [((30, 30, 30), 225), ((250, 250, 250), 250)])
+def test_transparent_ground_is_filled_with_what_the_garment_stands_out_from(colour, inside):
+    cover = shirt().convert("L").point(lambda value: 255 * (value < 128))
+    image = Image.new("RGBA", cover.size, (255, 0, 255, 0))  # a colour that nobody sees
+    image.paste(Image.new("RGBA", cover.size, (*colour, 255)), mask=cover)
+    found, stages = prepare(read_image(encoded(image)))
+    assert found[0, 0] == 0 and found[10, 14] == pytest.approx(inside, abs=3)
+    assert any("Transparent" in text for text, _ in stages)
+
+
+@pytest.mark.parametrize("size", [(280, 280), (560, 400), (64, 64)])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_drawing_in_white_on_black_keeps_its_colours_and_is_centred(size, mode):
+    image = Image.new(mode, size, "black")
+    width, height = size
+    box = [0.1 * width, 0.1 * height, 0.1 * width + 0.5 * height, 0.7 * height]
+    ImageDraw.Draw(image).rectangle(box, fill="white")
+    found, _ = prepare(image)
+    assert found[14, 14] == 255 and found[0, 0] == 0
+    rows, columns = (found > 127).any(1).nonzero()[:, 0], (found > 127).any(0).nonzero()[:, 0]
+    assert len(rows) == 28 and len(columns) == pytest.approx(28 * 0.5 / 0.6, abs=2)
+    assert abs(columns.min() + columns.max() - 27) <= 1
+
+
+@pytest.mark.parametrize("colour", ["white", "black", (90, 140, 200)])
+def test_picture_without_anything_in_it_says_so(colour):
+    found, stages = prepare(Image.new("RGB", (100, 80), colour))
+    assert found.max() == 0 and any("no garment" in text for text, _ in stages)
+
+
+def test_unknown_step_is_named():
+    with pytest.raises(ValueError, match="centre"):
+        prepare(shirt(), ["center"])
+
+
+@pytest.mark.parametrize(("ground", "least"), [("white", 0.9), ("coloured", 0.9), ("shaded", 0.88), ("black", 0.9)])
+def test_photographed_garments_get_the_class_of_the_original(ground, least):
+    random, garments = np.random.default_rng(1), load("test").subset(50, seed=3)
+    model = load_model(ROOT / "data" / "models" / "small-cnn")
+    images = [encoded(on_ground(image.numpy(), ground, random), "JPEG", quality=80) for image in garments.images]
+    found = torch.stack([prepare(read_image(data))[0] for data in images])
+    with torch.no_grad():
+        expected, classes = model(garments.images).argmax(1), model(found).argmax(1)
+    wrong = [f"{CLASSES[a]} -> {CLASSES[b]}" for a, b in zip(expected, classes, strict=True) if a != b]
+    assert 1 - len(wrong) / len(garments) >= least, wrong
