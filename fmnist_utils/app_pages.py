@@ -24,25 +24,19 @@ _PLOT = {"showSendToCloud": False, "displaylogo": False, "displayModeBar": False
 def page(model: str, max_upload: float) -> html.Div:
     """The whole page, with ``model`` chosen and uploads of up to ``max_upload`` MB."""
     links = [dcc.Link("Try it", href="/", id="to-try"), dcc.Link("How good is it?", href="/quality", id="to-quality")]
+    what = "A small neural network names your picture. It knows ten kinds of clothes, no more."
     return html.Div(
         [
             html.Header(
                 [
-                    html.Div(
-                        [
-                            html.H1("Which garment is it?"),
-                            html.P(
-                                "A small neural network names your picture. It knows ten kinds of clothes, no more."
-                            ),
-                        ]
-                    ),
+                    html.Div([html.H1("Which garment is it?"), html.P(what)]),
                     html.Nav(links, **{"aria-label": "Pages"}),
-                    html.Button("Dark", id="theme-button", type="button", className="quiet"),
+                    html.Button("Dark", id="theme-button", type="button"),
                 ]
             ),
             html.Div(id="message", role="alert"),
             html.Main([_try_page(model, max_upload), _quality_page()]),
-            html.Footer("Your pictures are not stored: they are answered and forgotten. Models and data: MIT licence."),
+            html.Footer("Your pictures are not stored. The test images are Zalando Research's (MIT licence)."),
             dcc.Location("url", refresh="callback-nav"),
             dcc.Store("pictures"),
             dcc.Store("cell"),
@@ -92,21 +86,19 @@ def _try_page(model: str, max_upload: float) -> html.Div:
         ],
         className="card choose",
     )
+    models = [{"label": _model_card(name, card), "value": name} for name, card in serving.cards().items()]
+    why = (
+        "The models learned from light garments on black, cut out and centred. These steps help photos look like that; "
+        "switch one off to see what it does."
+    )
+    steps = dcc.Checklist([{"label": label, "value": step} for step, label in STEPS.items()], list(STEPS), id="steps")
     settings = html.Section(
         [
-            html.H2("Model"),
-            dcc.RadioItems(
-                [{"label": _model_card(name, card), "value": name} for name, card in serving.cards().items()],
-                model,
-                id="model",
-            ),
-            html.H2("Preparing a photo"),
-            html.P("The models learned from light garments on black, cut out and centred. These steps help photos look "
-                   "like that; switch one off to see what it does.", className="hint"),
-            dcc.Checklist([{"label": label, "value": step} for step, label in STEPS.items()], list(STEPS), id="steps"),
+            html.Fieldset([html.Legend("Model"), dcc.RadioItems(models, model, id="model")]),
+            html.Fieldset([html.Legend("Preparing a photo"), html.P(why, className="hint"), steps]),
         ],
         className="card settings",
-    )  # fmt: skip
+    )
     history = html.Section(
         [
             html.Div(
@@ -239,8 +231,8 @@ def history_table(history: list | None) -> html.Table | html.P:
 
 
 def _quality_page() -> html.Div:
-    models = dcc.RadioItems(list(serving.cards()), id="same-model", inline=True)
-    scores = html.Section([models, html.Div(id="scores", className="stack")], className="card")
+    models = [html.Legend("Model"), dcc.RadioItems(list(serving.cards()), id="same-model", inline=True)]
+    scores = html.Section([html.Fieldset(models), html.Div(id="scores", className="stack")], className="card")
     left = [scores, html.Section(id="cell-images", className="card")]
     right = html.Section(id="details", className="card")
     return html.Div(

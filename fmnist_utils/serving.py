@@ -74,7 +74,10 @@ def recorded(name: str) -> np.ndarray:
 
 @functools.cache
 def _loaded(name: str):
-    return load_model(MODELS / name), outliers.load(MODELS / name)
+    try:
+        return load_model(MODELS / name), outliers.load(MODELS / name)
+    except FileNotFoundError as error:
+        raise photos.BadImage(f"“{name}” is not complete. Run python -m fmnist_utils.outliers first.") from error
 
 
 def answers(name: str, images: Tensor) -> list[Answer]:

@@ -76,7 +76,7 @@ def server(tmp_path_factory):
         assert process.poll() is None
         assert not [path for path in folder.rglob("*") if path.is_file()]  # torch makes itself an empty folder
         log.seek(0)
-        assert "Traceback" not in log.read()
+        assert "A callback failed" not in log.read()
     finally:
         process.terminate()
         process.wait(30)
@@ -184,6 +184,13 @@ def test_probabilities_are_the_recorded_ones(server):
         rows = found["history"]["data"][::-1]
         assert len(rows) == 12
         np.testing.assert_allclose([[row[name] for name in CLASSES] for row in rows], RECORDED[chosen], atol=0.01)
+
+
+def test_warns_of_what_is_no_garment(server):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8))
+    for image, unusual in ((noise, True), (grey("Coat"), False)):
+        text, found = ask(server, sent(encoded(image)))
+        assert ("does not look like" in text) == (found["history"]["data"][0]["share_as_unusual"] < 0.01) == unusual
 
 
 def test_one_bad_file_spoils_no_others_and_too_many_are_cut(server):
