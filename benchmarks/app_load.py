@@ -85,8 +85,12 @@ def draw(times: dict[str, list[float]]) -> plt.Figure:
         axis.annotate(
             f"{name}\n95% within {p95:,.0f} ms", (p95, 0.95), (8, -30), textcoords="offset points", color=color
         )
-    axis.set(xlabel="time to an answer (ms)", ylabel="share of requests", ylim=(0, 1.02), xlim=(0, None))
-    axis.margins(x=0.25)
+    axis.set(
+        xlabel="time to an answer (ms)",
+        ylabel="share of requests",
+        ylim=(0, 1.02),
+        xlim=(0, 1.35 * max(map(max, times.values()))),
+    )
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axis.set_title(f"The app's answers, photo in and page out: {sum(map(len, times.values()))} requests")
     return figure

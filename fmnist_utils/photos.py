@@ -187,7 +187,7 @@ def _frame(pixels: np.ndarray) -> np.ndarray:
 
 
 def _garment(image: Image.Image) -> tuple[np.ndarray, bool]:
-    """What is not background, float32 [H, W] from 0 to 1, and whether the background is the lighter of the two.
+    """What is not background, float32 [H, W] from 0 to 1, and whether the background counts as light.
 
     The background is a smooth surface (quadratic in the coordinates, per colour) through the frame of the picture,
     fitted to ever fewer outliers, because a garment may reach the edge.
@@ -208,8 +208,10 @@ def _garment(image: Image.Image) -> tuple[np.ndarray, bool]:
     distance = np.abs(pixels - ground).max(2)
     least = max(8, 3 * np.median(error))
     cover = ((distance - least) / least).clip(0, 1)
-    brightness = pixels.mean(2)
-    return cover, bool((cover * (ground.mean(2) - brightness)).sum() > 0)
+    garment = (cover * pixels.mean(2)).sum() / max(cover.sum(), 1)
+    behind = ground.mean()
+    # Products are mostly shown on a light ground, and parts of them are lighter; a white shirt on grey is another case.
+    return cover, bool(garment < ((behind + 255) / 2 if behind > 127 else behind / 2))
 
 
 def _box(cover: np.ndarray) -> tuple[int, int, int, int] | None:

@@ -26,6 +26,7 @@ SCRIPTS = [
     ("training_throughput", []),
     ("speed_run", []),
     ("app_load", []),
+    ("out_of_distribution", []),
 ]
 
 
@@ -97,3 +98,12 @@ def check_speed_run(found: dict) -> None:
 def check_app_load(found: dict) -> None:
     assert found["errors"] == 0 and found["share_right"] > 0.5
     assert found["prediction_ms"] < min(found["median_ms"].values()) and all(m > 100 for m in found["memory_mb"])
+
+
+def check_out_of_distribution(found: dict) -> None:
+    assert not set(found["chosen_on"]) & set(found["held_out"])
+    for table in found["auroc"].values():
+        assert table.keys() == {*found["chosen_on"], *found["held_out"]}
+        assert all(0 <= value <= 1 for value in numbers_in(table))
+    # Pixels in random order are no garment for any model.
+    assert found["auroc"]["small-cnn"]["shuffled garments"]["Mahalanobis distance"] > 0.9
