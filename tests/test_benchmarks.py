@@ -29,6 +29,7 @@ SCRIPTS = [
     ("backbones", []),
     ("search_rate", []),
     ("exported_models", []),
+    ("app_load", []),
     ("out_of_distribution", []),
 ]
 
@@ -140,6 +141,11 @@ def check_exported_models(found: dict) -> None:
     assert (rows.xs("float32", level="precision").max_difference < 1e-4).all()
     assert (rows.same_class >= 0.95).all()  # of 100 images
     assert rows.loc[("PyTorch eager", "float32"), ["max_difference", "same_class"]].tolist() == [0, 1]
+
+
+def check_app_load(found: dict) -> None:
+    assert found["errors"] == 0 and found["share_right"] > 0.5
+    assert found["prediction_ms"] < min(found["median_ms"].values()) and all(m > 100 for m in found["memory_mb"])
 
 
 def check_out_of_distribution(found: dict) -> None:

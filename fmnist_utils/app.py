@@ -1,0 +1,180 @@
+"""A page to try the shipped models on: ``python -m fmnist_utils.app``, then open http://127.0.0.1:8050.
+
+Upload, paste or draw a garment, or take a test image; the page shows the answer, the 28×28 pixels that the network got,
+and where it looked. A second tab says how good the model is. Explained in ``notebooks/07_deployment.ipynb``; needs the
+extra ``app``. What the models say is in :mod:`fmnist_utils.serving`; drawing and pasting in ``assets/app.js``.
+"""
+
+import argparse
+import datetime
+import functools
+import logging
+import time
+
+import pandas as pd
+import torch
+import waitress
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update, set_props
+
+from fmnist_utils import app_pages, serving
+from fmnist_utils.data import CLASSES
+from fmnist_utils.models import WeightsUnavailable, check_name
+from fmnist_utils.photos import STEPS, BadImage
+
+MAX_PICTURES, MAX_HISTORY = 12, 50
+
+
+def create_app(model: str = "small-cnn", max_upload: float = 10) -> Dash:
+    """The page as a Dash app, with ``model`` loaded and warmed up; ``app.server`` is what a WSGI server takes.
+
+    ``max_upload`` is the limit of one upload in MB (10⁶ bytes). Raises ``ValueError`` for an unknown model. Explained
+    in notebooks/07_deployment.ipynb.
+    """
+    serving.answers(model, serving.gallery().images[:1])
+    app = Dash(__name__, title="Which garment?", update_title=None, on_error=_say, suppress_callback_exceptions=True)
+    app.layout = app_pages.page(model, max_upload)
+    # Base64 makes 4 bytes of 3; the rest of a request is the history.
+    app.server.config["MAX_CONTENT_LENGTH"] = int(max_upload * 1e6 * 4 / 3) + 1_000_000
+    app.server.add_url_rule("/health", "health", lambda: {"status": "ok", "model": model})
+    app.server.register_error_handler(413, lambda _: (f"Too large: send at most {max_upload:g} MB at once.", 413))
+
+    browser, once = functools.partial(ClientsideFunction, "page"), {"prevent_initial_call": True}
+    app.clientside_callback(browser("upload"), Input("upload", "contents"), State("upload", "filename"), **once)
+    app.clientside_callback(
+        browser("route"), Output("try", "hidden"), Output("quality", "hidden"), Input("url", "pathname")
+    )
+    app.clientside_callback(
+        browser("same"),
+        [Output("model", "value"), Output("same-model", "value")],
+        [Input("model", "value"), Input("same-model", "value")],
+    )
+    app.callback(
+        [Output(name, "children") for name in ("results", "answer", "message")] + [Output("history", "data")],
+        [Input("pictures", "data"), Input("steps", "value"), Input("model", "value"), State("history", "data")],
+    )(functools.partial(_show, max_bytes=int(max_upload * 1e6)))
+    app.callback(Output("gallery", "children"), Input("others", "n_clicks"), **once)(app_pages.gallery)
+    app.callback(Output("table", "children"), Input("history", "data"))(app_pages.history_table)
+    app.callback(Output("download", "data"), Input("csv", "n_clicks"), State("history", "data"), **once)(_csv)
+    app.callback(Output("history", "data", allow_duplicate=True), Input("clear", "n_clicks"), **once)(lambda _: [])
+    app.callback(
+        [Output("scores", "children"), Output("details", "children")],
+        [Input("url", "pathname"), Input("model", "value"), Input("theme", "data")],
+    )(app_pages.quality)
+    app.callback(Output("cell-images", "children"), Input("cell", "data"), Input("model", "value"))(
+        app_pages.cell_images
+    )
+    return app
+
+
+def _say(error: Exception) -> None:
+    """Every error of a callback ends here: a sentence in the page, and the unexpected ones in the server's log."""
+    if not isinstance(error, BadImage):
+        logging.getLogger(__name__).error("A callback failed", exc_info=error)
+    text = str(error) if isinstance(error, BadImage) else "Something went wrong here, not with you. Please try again."
+    set_props("message", {"children": text})
+
+
+# ------------------------------------------------------------------------------------------------------- the answer
+
+
+def _show(pictures: list | None, steps: list, model: str, history: list | None, max_bytes: int):
+    """Cards for the pictures, the answer in a line, what went wrong, and the longer history."""
+    if not pictures:
+        return app_pages.EMPTY, "", "", no_update
+    message = f"Showing the first {MAX_PICTURES} of {len(pictures)} pictures." if len(pictures) > MAX_PICTURES else ""
+    read = []
+    for sent in pictures[:MAX_PICTURES]:
+        try:
+            read.append(serving.read(sent, steps, max_bytes))
+        except BadImage as error:
+            read.append(error)
+    good = [picture for picture in read if not isinstance(picture, BadImage)]
+    found = iter(serving.answers(model, torch.stack([picture.pixels for picture in good])) if good else [])
+    shown, rows = [], []
+    for sent, picture in zip(pictures, read, strict=False):
+        name = str(sent.get("name"))[:100]
+        if isinstance(picture, BadImage):
+            shown.append(html.Article([html.H2(name), html.P(str(picture), className="warning")], className="card"))
+            continue
+        answer = next(found)
+        shown.append(app_pages.answer_card(name, picture, answer))
+        rows.append(_row(sent, name, picture, answer, model, steps))
+    first = (
+        " · ".join(f"{row['answer']} {app_pages.percent(row['confidence'])}" for row in rows[:2])
+        or "Not a picture I can read"
+    )
+    # A drawing that goes on, or a step switched off, replaces its row.
+    keys = {(row["id"], row["model"]) for row in rows}
+    kept = [row for row in history or [] if (row["id"], row["model"]) not in keys]
+    return shown, f"{first} ↓", message, (rows[::-1] + kept)[:MAX_HISTORY]
+
+
+def _row(sent: dict, name: str, picture: serving.Picture, answer: serving.Answer, model: str, steps: list) -> dict:
+    best = int(answer.probabilities.argmax())
+    return {
+        "id": sent.get("id"),
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "name": name,
+        "model": model,
+        "answer": CLASSES[best],
+        "confidence": round(float(answer.probabilities[best]), 4),
+        "share_as_unusual": round(answer.share, 4),
+        "label": "" if picture.label is None else CLASSES[picture.label],
+        "steps_off": " ".join(step for step in STEPS if step not in steps),
+        "image": serving.data_url(picture.pixels),
+    } | {name: round(float(p), 4) for name, p in zip(CLASSES, answer.probabilities, strict=True)}
+
+
+def _csv(_, history: list | None):
+    """The history as a CSV file; no cell begins as a spreadsheet's formula would."""
+    if not history:
+        raise BadImage("There is nothing to download yet: try a picture first.")
+    table = pd.DataFrame(history).drop(columns=["id", "image"])
+    texts = table.select_dtypes(exclude="number").columns
+    table[texts] = table[texts].map(
+        lambda text: "'" + text if str(text).startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    )
+    return dcc.send_data_frame(table.to_csv, "predictions.csv", index=False)
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m fmnist_utils.app", description=__doc__.splitlines()[0])
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve; 0.0.0.0 for every network (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8050, help="0 takes a free one (8050)")
+    parser.add_argument(
+        "--model", default="small-cnn", help=f"chosen at first: {', '.join(serving.cards())} (small-cnn)"
+    )
+    parser.add_argument("--max-upload", type=float, default=10, help="MB of one upload (10)")
+    arguments = parser.parse_args()
+    if not 0 <= arguments.port <= 65535:
+        parser.error(f"--port {arguments.port}: take a number from 0 to 65535.")
+    if not 0 < arguments.max_upload <= 1000:
+        parser.error(f"--max-upload {arguments.max_upload:g}: take more than 0 and at most 1000 MB.")
+    began = time.perf_counter()
+    try:
+        check_name("model", arguments.model, tuple(serving.cards()))
+        app = create_app(arguments.model, arguments.max_upload)
+    except (ValueError, FileNotFoundError, WeightsUnavailable) as error:
+        parser.error(str(error))
+    most = app.server.config["MAX_CONTENT_LENGTH"]
+    try:
+        # Bodies and answers stay in memory: waitress would put larger ones into temporary files.
+        server = waitress.create_server(
+            app.server, host=arguments.host, port=arguments.port, threads=4, connection_limit=50,
+            max_request_body_size=most, inbuf_overflow=2 * most, outbuf_overflow=100_000_000,
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        where = f"{arguments.host}, port {arguments.port}"
+        parser.error(
+            f"cannot serve at {where} ({error}). Is it in use? Try another --port, or --port 0 for a free one."
+        )
+    address = f"http://{arguments.host}:{getattr(server, 'effective_port', arguments.port)}"
+    print(f"ready {time.perf_counter() - began:.1f} s after imports: {address} (Ctrl+C stops it)", flush=True)
+    server.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+/* What the page needs from the browser itself: theme, pasting, drawing, one click handler, and honest error messages. */
+(() => {
+  const set = (id, props) => window.dash_clientside.set_props(id, props);
+  const element = (id) => document.getElementById(id);
+  const say = (text) => set("message", { children: text });
+  const limit = () => Number(element("page").dataset.limit);
+  const tooLarge = (what, bytes) =>
+    `${what}: ${(bytes / 1e6).toFixed(1)} MB, but ${limit() / 1e6} MB at once is the limit. Make it smaller, or send fewer.`;
+
+  let count = 0;
+  const newId = () => `${Date.now()}-${count++}`;
+  const show = (pictures) => set("pictures", { data: pictures.map((picture) => ({ id: newId(), ...picture })) });
+
+  // ---- theme: the system's, until the button says otherwise
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const stored = () => { try { return localStorage.getItem("theme"); } catch { return null; } };
+  const theme = () => stored() || (system.matches ? "dark" : "light");
+  const applyTheme = () => {
+    document.documentElement.dataset.theme = theme();
+    const button = element("theme-button");
+    if (!button) return;
+    button.textContent = theme() === "dark" ? "Light" : "Dark";
+    button.setAttribute("aria-label", `Switch to ${theme() === "dark" ? "light" : "dark"} colours`);
+    set("theme", { data: theme() });
+  };
+  applyTheme();
+  system.addEventListener("change", applyTheme);
+
+  // ---- clicks on test images, cells and buttons
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    if (button.dataset.picture) {
+      const index = Number(button.dataset.picture);
+      show([{ index, name: `Test image ${index}` }]);
+      if (location.pathname !== "/") set("url", { pathname: "/" });
+    } else if (button.dataset.cell) {
+      set("cell", { data: button.dataset.cell.split(",").map(Number) });
+      document.querySelectorAll("[data-cell]").forEach((b) => b.setAttribute("aria-pressed", b === button));
+    } else if (button.id === "theme-button") {
+      try { localStorage.setItem("theme", theme() === "dark" ? "light" : "dark"); } catch { /* private window */ }
+      applyTheme();
+    } else if (button.id === "undo") {
+      strokes.pop();
+      send();
+    } else if (button.id === "erase") {
+      strokes.length = 0;
+      send();
+    }
+  });
+
+  // ---- files: the upload component drops what is too large without a word
+  const warnOfLarge = (event) => {
+    if (!event.target.closest?.("#upload")) return;
+    const large = [...(event.dataTransfer || event.target).files || []].find((file) => file.size > limit());
+    if (large) say(tooLarge(`“${large.name}”`, large.size));
+  };
+  document.addEventListener("change", warnOfLarge, true);
+  document.addEventListener("drop", warnOfLarge, true);
+  // Dropped beside the field, a picture would replace the page.
+  ["dragover", "drop"].forEach((kind) => document.addEventListener(kind, (event) => event.preventDefault()));
+
+  document.addEventListener("paste", (event) => {
+    const files = [...event.clipboardData.files];
+    if (!files.length) return;
+    event.preventDefault();
+    const bytes = files.reduce((sum, file) => sum + file.size, 0);
+    if (bytes > limit()) return say(tooLarge("What you pasted", bytes));
+    const read = (file) => new Promise((done) => {
+      const reader = new FileReader();
+      reader.onload = () => done({ name: file.name || "Pasted picture", data: reader.result });
+      reader.readAsDataURL(file);
+    });
+    Promise.all(files.map(read)).then(show);
+  });
+
+  // ---- drawing: strokes are kept, so that the last one can be taken back
+  const strokes = [];
+  let drawing = false, waiting, drawingId;
+  const redraw = () => {
+    const context = element("canvas").getContext("2d");
+    context.fillStyle = "black";
+    context.fillRect(0, 0, 280, 280);
+    context.strokeStyle = "white";
+    context.lineCap = context.lineJoin = "round";
+    for (const { width, points } of strokes) {
+      context.lineWidth = width;
+      context.beginPath();
+      context.moveTo(...points[0]);
+      points.forEach((point) => context.lineTo(...point));
+      context.stroke();
+    }
+  };
+  const send = () => {
+    redraw();
+    clearTimeout(waiting);
+    if (strokes.length <= 1) drawingId = newId(); // a new drawing, a new line in the history
+    waiting = setTimeout(() => {
+      if (!strokes.length) return set("pictures", { data: [] });
+      show([{ id: drawingId, name: "Drawing", data: element("canvas").toDataURL("image/png") }]);
+    }, 300);
+  };
+  const point = (event) => {
+    const box = element("canvas").getBoundingClientRect();
+    return [((event.clientX - box.left) * 280) / box.width, ((event.clientY - box.top) * 280) / box.height];
+  };
+  document.addEventListener("pointerdown", (event) => {
+    if (event.target.id !== "canvas" || event.button) return;
+    event.preventDefault();
+    event.target.setPointerCapture(event.pointerId);
+    clearTimeout(waiting);
+    drawing = true;
+    const width = Number(document.querySelector("#draw input[type=range]")?.value || 26);
+    strokes.push({ width, points: [point(event)] });
+    redraw();
+  });
+  document.addEventListener("pointermove", (event) => {
+    if (!drawing) return;
+    strokes.at(-1).points.push(point(event));
+    redraw();
+  });
+  const stop = () => { if (drawing) { drawing = false; send(); } };
+  document.addEventListener("pointerup", stop);
+  document.addEventListener("pointercancel", stop);
+
+  // ---- a request that fails gets a sentence, not silence
+  const fetch = window.fetch;
+  window.fetch = async (...request) => {
+    const ours = String(request[0]?.url || request[0]).includes("_dash-update-component");
+    try {
+      const response = await fetch(...request);
+      if (ours && response.status === 413) response.clone().text().then(say);
+      else if (ours && response.status >= 400) say("The server could not answer that. Please reload the page.");
+      return response;
+    } catch (error) {
+      if (ours) say("The server does not answer. Is it still running?");
+      throw error;
+    }
+  };
+
+  // ---- callbacks that need no server
+  window.dash_clientside = window.dash_clientside || {};
+  window.dash_clientside.page = {
+    upload(contents, names) {
+      if (!contents?.length) return;
+      const bytes = contents.reduce((sum, text) => sum + (text.length * 3) / 4, 0);
+      if (bytes > limit() * 1.01) say(tooLarge(`${contents.length} files`, bytes));
+      else show(contents.map((data, i) => ({ name: names[i], data })));
+      set("upload", { contents: null }); // or the same file could not be sent twice in a row
+    },
+    same(model, sameModel) { // the choice of model on both pages
+      const chosen = window.dash_clientside.callback_context.triggered_id === "same-model" ? sameModel : model;
+      return [chosen, chosen];
+    },
+    route(path) {
+      const quality = path === "/quality";
+      for (const [id, here] of [["to-try", !quality], ["to-quality", quality]]) {
+        if (here) element(id)?.setAttribute("aria-current", "page");
+        else element(id)?.removeAttribute("aria-current");
+      }
+      applyTheme();
+      return [quality, !quality];
+    },
+  };
+})();

@@ -1,0 +1,496 @@
+"""The app as people use it: a real server, a real browser, real pictures. The browser tests also make the screenshots.
+
+``FMNIST_SCREENSHOTS=results/figures python -m pytest tests/test_app.py`` writes the pictures that notebook 07 shows.
+"""
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from PIL import Image
+from sklearn.metrics import confusion_matrix, f1_score
+
+from fmnist_utils import ROOT
+from fmnist_utils.data import CLASSES, load
+from fmnist_utils.evaluate import load_predictions
+
+for package in ("dash", "waitress", "captum"):
+    pytest.importorskip(package, reason='needs the extra "app"')
+
+TEST = load("test")
+RECORDED = load_predictions("small-cnn-full")
+CORRECT = np.flatnonzero((RECORDED.argmax(1) == TEST.labels.numpy()) & (RECORDED.max(1) > 0.95))
+
+
+def sure_example(name: str) -> int:
+    """A test image of this class that the small CNN gets right without doubt."""
+    return int(next(i for i in CORRECT if TEST.labels[i] == CLASSES.index(name)))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def grey(name: str) -> Image.Image:
+    return Image.fromarray(TEST.images[sure_example(name)].numpy())
+
+
+def photo(name: str) -> bytes:
+    """A dark garment, small and off centre on nearly white paper, as JPEG."""
+    garment = grey(name).resize((420, 420), Image.Resampling.BICUBIC)
+    paper = Image.new("L", (900, 700), 245)
+    paper.paste(garment.point(lambda value: 245 - 0.8 * value), (60, 200))
+    return encoded(paper.convert("RGB"), "JPEG", quality=85)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """(address, process) of the app in a process of its own, whose folder for temporary files must stay empty."""
+    folder = tmp_path_factory.mktemp("temporary")
+    environment = os.environ | {"TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
+    log = (tmp_path_factory.mktemp("log") / "log").open("w+")
+    command = [sys.executable, "-m", "fmnist_utils.app", "--port", "0"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        line = process.stdout.readline()
+        found = re.search(r"http://\S+", line)
+        log.seek(0)
+        assert found, line + log.read()
+        yield found[0], psutil.Process(process.pid)
+        assert process.poll() is None
+        assert not [path for path in folder.rglob("*") if path.is_file()]  # torch makes itself an empty folder
+        log.seek(0)
+        assert "A callback failed" not in log.read()
+    finally:
+        process.terminate()
+        process.wait(30)
+        log.close()
+
+
+# ------------------------------------------------------------------------------------------- what the server answers
+
+
+def ask(server, *pictures: dict, model: str = "small-cnn", steps: list | None = None, history: list | None = None):
+    """The server's answer to what the page sends, as text without escapes, and as JSON."""
+    steps = ["orientation", "transparency", "background", "crop", "aspect", "centre"] if steps is None else steps
+    inputs = [("pictures", "data", list(pictures)), ("steps", "value", steps), ("model", "value", model)]
+    outputs = [("results", "children"), ("answer", "children"), ("message", "children"), ("history", "data")]
+    body = {
+        "output": f"..{'...'.join('.'.join(output) for output in outputs)}..",
+        "outputs": [{"id": name, "property": what} for name, what in outputs],
+        "inputs": [{"id": name, "property": what, "value": value} for name, what, value in inputs],
+        "state": [{"id": "history", "property": "data", "value": history or []}],
+        "changedPropIds": ["pictures.data"],
+    }
+    status, text = post(server, json.dumps(body).encode())
+    assert status == 200, text
+    found = json.loads(text)
+    return json.dumps(found, ensure_ascii=False), {**found["response"], **found.get("sideUpdate", {})}
+
+
+def post(server, body: bytes) -> tuple[int, str]:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server[0]}/_dash-update-component", body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=120) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def sent(data: bytes, name: str = "picture.png") -> dict:
+    return {"id": "1", "name": name, "data": "data:image/png;base64," + base64.b64encode(data).decode()}
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def huge_png(side: int) -> bytes:
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+SHIRT = encoded(grey("Shirt").resize((100, 100)))
+BAD = {
+    "not an image": (b"one, two, three", "not a picture"),
+    "truncated": (SHIRT[: len(SHIRT) // 2], "damaged or incomplete"),
+    "empty": (b"", "empty"),
+    "100 megapixels": (encoded(Image.new("1", (10_000, 10_000))), "megapixels"),
+    "bomb": (huge_png(60_000), "megapixels"),
+    "SVG": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "not a picture"),
+    "HTML": (b"<html><script>alert(1)</script></html>", "not a picture"),
+    "1x1": (encoded(Image.new("L", (1, 1))), "too few"),
+    "over the limit": (bytes(10_200_000), "limit"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_file_gets_a_sentence(server, kind):
+    data, expected = BAD[kind]
+    before = server[1].memory_info().rss
+    text, found = ask(server, sent(data, "holiday.png"))
+    assert expected in text and "holiday.png" in text and "Traceback" not in text
+    assert found["history"]["data"] == []
+    assert server[1].memory_info().rss - before < 300e6
+
+
+def test_wrong_base64_gets_a_sentence(server):
+    text, _ = ask(server, {"id": "1", "name": "x.png", "data": "data:image/png;base64,@@@"})
+    assert "arrived damaged" in text
+
+
+GOOD = {
+    "animated": encoded(
+        grey("Bag").resize((100, 100)), "GIF", save_all=True, append_images=[Image.new("L", (100, 100))]
+    ),
+    "16 bit": encoded(Image.fromarray(np.asarray(grey("Bag").resize((100, 100)), np.uint16) * 257)),
+    "CMYK": encoded(grey("Bag").resize((100, 100)).convert("RGB").convert("CMYK"), "JPEG"),
+    "palette": encoded(grey("Bag").resize((100, 100)).convert("P")),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_unusual_but_sound_file_is_read(server, kind):
+    _, found = ask(server, sent(GOOD[kind]))
+    assert [row["answer"] for row in found["history"]["data"]] == ["Bag"]
+
+
+def test_probabilities_are_the_recorded_ones(server):
+    chosen = [int(i) for i in CORRECT[:12]]
+    for pictures in (
+        [{"index": i} for i in chosen],
+        [sent(encoded(Image.fromarray(TEST.images[i].numpy()))) for i in chosen],
+    ):
+        _, found = ask(server, *(picture | {"id": str(i)} for i, picture in enumerate(pictures)))
+        rows = found["history"]["data"][::-1]
+        assert len(rows) == 12
+        np.testing.assert_allclose([[row[name] for name in CLASSES] for row in rows], RECORDED[chosen], atol=0.01)
+
+
+def test_warns_of_what_is_no_garment(server):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8))
+    for image, unusual in ((noise, True), (grey("Coat"), False)):
+        text, found = ask(server, sent(encoded(image)))
+        assert ("does not look like" in text) == (found["history"]["data"][0]["share_as_unusual"] < 0.01) == unusual
+
+
+def test_one_bad_file_spoils_no_others_and_too_many_are_cut(server):
+    text, found = ask(server, sent(b"junk", "junk.png"), *({"id": str(i), "index": i} for i in range(14)))
+    assert len(found["results"]["children"]) == 12 and "first 12 of 15" in found["message"]["children"]
+    assert len(found["history"]["data"]) == 11 and "junk.png" in text
+
+
+def test_history_is_bounded_and_a_repeated_picture_replaces_its_row(server):
+    row = ask(server, {"id": "a", "index": 0})[1]["history"]["data"][0]
+    old = [row | {"id": str(i)} for i in range(60)]
+    _, found = ask(server, {"id": "7", "index": 1}, history=old)
+    ids = [row["id"] for row in found["history"]["data"]]
+    assert len(ids) == 50 and ids[0] == "7" and ids.count("7") == 1
+
+
+def test_path_in_a_name_is_only_text(server):
+    text, found = ask(server, sent(encoded(grey("Coat")), "../../etc/passwd.png"))
+    assert found["history"]["data"][0]["name"] == "../../etc/passwd.png" and "root:" not in text
+
+
+@pytest.mark.parametrize("picture", [{"index": 10_000}, {"index": "0"}, {"index": -1}])
+def test_test_image_that_does_not_exist(server, picture):
+    assert "no test image" in ask(server, picture)[0]
+
+
+def test_health_and_too_large_or_meaningless_requests(server):
+    with urllib.request.urlopen(f"{server[0]}/health") as reply:
+        assert json.load(reply) == {"status": "ok", "model": "small-cnn"}
+    for body in (b"junk", b"[]", b'{"output": "x.y", "inputs": []}'):
+        status, text = post(server, body)
+        assert status >= 400 and "Traceback" not in text and str(ROOT) not in text
+    try:
+        status, _ = post(server, bytes(50_000_000))
+    except (urllib.error.URLError, ConnectionError):  # refused while it was still being sent
+        status = 413
+    assert status == 413
+
+
+def test_too_large_request_gets_a_sentence():
+    from fmnist_utils.app import create_app
+
+    reply = create_app(max_upload=0.1).server.test_client().post("/_dash-update-component", json="x" * 2_000_000)
+    assert reply.status_code == 413 and reply.text == "Too large: send at most 0.1 MB at once."
+
+
+def test_error_of_ours_is_logged_and_gets_a_sentence(caplog):
+    from fmnist_utils.app import create_app
+
+    client = create_app().server.test_client()
+    body = {"output": "cell-images.children", "outputs": {"id": "cell-images", "property": "children"},
+            "inputs": [{"id": "cell", "property": "data", "value": ["x"]},
+                       {"id": "model", "property": "value", "value": "small-cnn"}],
+            "changedPropIds": ["cell.data"]}  # fmt: skip
+    reply = client.post("/_dash-update-component", json=body)
+    assert "Something went wrong here" in reply.text and "Traceback" not in reply.text
+    assert "A callback failed" in caplog.text and "ValueError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "small-cn"], "Did you mean 'small-cnn'?"),
+        (["--port", "99999"], "0 to 65535"),
+        (["--max-upload", "0"], "more than 0"),
+        (["--port", "USED"], "cannot serve at 127.0.0.1"),
+    ],
+)
+def test_command_line_mistakes(server, arguments, message, monkeypatch, capsys):
+    from fmnist_utils import app
+
+    used = server[0].rpartition(":")[2]
+    monkeypatch.setattr(sys, "argv", ["app", *(argument.replace("USED", used) for argument in arguments)])
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------- the browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as p:
+        path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome", "google-chrome"))), None)
+        if not path and not Path(p.chromium.executable_path).is_file():
+            pytest.skip("no browser here: install Debian's chromium, or run `playwright install chromium`")
+        browser = p.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-background-networking"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(server, browser):
+    """The first page at 1280 px, light; nothing may go wrong in it or be asked of any other computer."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    page.set_default_timeout(60_000)
+    problems = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("dialog", lambda dialog: problems.append(dialog.message) or dialog.dismiss())
+    page.on(
+        "request", lambda r: problems.append(r.url) if not r.url.startswith((server[0], "data:", "blob:")) else None
+    )
+    page.goto(server[0])
+    page.wait_for_selector(".thumb")
+    yield page
+    assert not problems
+    page.close()
+
+
+def upload(page, *files: tuple[str, bytes]) -> None:
+    payloads = [{"name": name, "mimeType": "image/png", "buffer": data} for name, data in files]
+    page.set_input_files("#upload input", payloads)
+
+
+def cards(page, count: int) -> list[str]:
+    """Headings of the answers, once there are `count` and the history has caught up."""
+    page.wait_for_function(f"document.querySelectorAll('#results article').length == {count}")
+    return page.locator("#results article h2").all_inner_texts()
+
+
+def screenshot(page, name: str, full_page: bool = True) -> None:
+    if folder := os.environ.get("FMNIST_SCREENSHOTS"):
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(700)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        picture = Image.open(io.BytesIO(page.screenshot(full_page=full_page))).convert("RGB")
+        picture.quantize(128, dither=Image.Dither.NONE).save(Path(folder, f"{name}.png"), optimize=True)
+
+
+def test_upload_several_files_and_one_bad(page):
+    evil = "<img src=x onerror=alert(1)>.png"
+    upload(page, ("boot.png", encoded(grey("Ankle boot"))), ("trousers.jpg", photo("Trouser")), (evil, b"nothing"))
+    found = cards(page, 3)
+    assert found[0].startswith("Ankle boot") and found[1].startswith("Trouser") and found[2] == evil
+    assert "not a picture" in page.locator("#results article").nth(2).inner_text()
+    assert page.locator("#results img[src=x]").count() == 0
+    assert page.locator("#results article").first.locator(".bars li").count() == 10
+    seen = page.locator("#results article").first.locator(".pictures img").nth(1)
+    assert seen.evaluate("i => [i.naturalWidth, i.naturalHeight, getComputedStyle(i).imageRendering]") == [
+        28,
+        28,
+        "pixelated",
+    ]
+    upload(page, ("boot.png", encoded(grey("Ankle boot"))))
+    cards(page, 1)
+    upload(page, ("large.png", bytes(10_400_000)))
+    page.wait_for_function("document.getElementById('message').innerText.includes('limit')")
+
+
+def test_photo_model_switch_and_step_switched_off(page):
+    upload(page, ("my trousers.jpg", photo("Trouser")))
+    assert cards(page, 1)[0].startswith("Trouser")
+    assert "Negated" in page.locator(".stages").inner_text()
+    page.get_by_text("vgg16-block3-two-views").first.click()
+    page.wait_for_function("document.querySelectorAll('#table tbody tr').length == 2")
+    assert page.locator("#results h2").inner_text().startswith("Trouser")
+    screenshot(page, "app-desktop")
+    page.get_by_label("Make the background black").uncheck()
+    page.wait_for_function("!document.querySelector('.stages').innerText.includes('Negated')")
+    assert page.locator("#table tbody tr").count() == 2  # the same picture, so the same row
+
+
+def test_gallery_by_mouse_and_keyboard_and_csv(page):
+    index = sure_example("Sneaker")
+    page.locator(".thumb").nth(7).click()
+    first = page.locator(".thumb").nth(7).get_attribute("data-picture")
+    assert cards(page, 1)[0].startswith(CLASSES[RECORDED[int(first)].argmax()])
+    assert f"its label is {CLASSES[TEST.labels[int(first)]]}" in page.locator("#results").inner_text()
+    page.click("#others")
+    page.wait_for_function(f"document.querySelectorAll('.thumb')[7].dataset.picture != {first}")
+
+    page.locator("#upload button").focus()
+    for _ in range(4):
+        page.keyboard.press("Tab")
+        if second := page.evaluate("document.activeElement.dataset.picture"):
+            break
+    assert second and page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"document.querySelector('#results .name').innerText == 'Test image {second}'")
+
+    upload(page, ("=1+1.png", encoded(Image.fromarray(TEST.images[index].numpy()))))
+    page.wait_for_function("document.querySelectorAll('#table tbody tr').length == 3")
+    with page.expect_download() as download:
+        page.click("#csv")
+    table = pd.read_csv(download.value.path())
+    assert table.name.tolist() == ["'=1+1.png", f"Test image {second}", f"Test image {first}"]
+    assert table.answer[0] == "Sneaker" and (table.model == "small-cnn").all()
+    np.testing.assert_allclose(table.loc[0, list(CLASSES)].astype(float), RECORDED[index], atol=0.01)
+    np.testing.assert_allclose(table[list(CLASSES)].sum(axis=1), 1, atol=0.002)
+
+    page.reload()  # the history is this tab's
+    page.wait_for_function("document.querySelectorAll('#table tbody tr').length == 3")
+    page.click("#clear")
+    page.wait_for_function("!document.querySelector('#table table')")
+
+
+def test_drawing_undo_and_paste(page):
+    page.click("#draw summary")
+    page.locator("#canvas").scroll_into_view_if_needed()
+    box = page.locator("#canvas").bounding_box()
+    for x in (0.35, 0.65):  # two legs
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + 0.1 * box["height"])
+        page.mouse.down()
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + 0.9 * box["height"], steps=5)
+        page.mouse.up()
+    cards(page, 1)
+    assert page.locator("#results .name").inner_text() == "Drawing"
+    page.click("#undo")
+    page.click("#undo")
+    page.wait_for_selector("#results .empty")
+
+    data = base64.b64encode(encoded(grey("Dress"))).decode()
+    page.evaluate(
+        """data => {
+            const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0)), files = new DataTransfer();
+            files.items.add(new File([bytes], "image.png", {type: "image/png"}));
+            document.dispatchEvent(new ClipboardEvent("paste", {clipboardData: files, bubbles: true}));
+        }""",
+        data,
+    )
+    assert cards(page, 1)[0].startswith("Dress")
+
+
+def test_how_good_is_it(page):
+    page.click("#to-quality")
+    page.wait_for_selector(".matrix")
+    page.wait_for_selector(".js-plotly-plot .point")
+    counts = confusion_matrix(TEST.labels, RECORDED.argmax(1))
+    shown = np.zeros((10, 10), int)
+    for row, column, count in page.eval_on_selector_all(
+        "[data-cell]", "cells => cells.map(c => [...c.dataset.cell.split(',').map(Number), Number(c.innerText)])"
+    ):
+        shown[row, column] = count
+    np.testing.assert_array_equal(shown, counts)
+    shirt = page.locator("#details tr", has_text="Shirt").last.inner_text().split("\t")
+    assert shirt[3] == f"{f1_score(TEST.labels, RECORDED.argmax(1), average=None)[CLASSES.index('Shirt')]:.1%}"
+    row, column = np.argwhere((counts > 4) & (counts < 30))[0]
+    page.click(f"[data-cell='{row},{column}']")
+    page.wait_for_function(f"document.querySelectorAll('.thumbs .thumb').length == {counts[row, column]}")
+    screenshot(page, "app-quality")
+    index = int(page.locator(".thumbs .thumb").first.get_attribute("data-picture"))
+    assert TEST.labels[index] == row and RECORDED[index].argmax() == column
+    page.locator(".thumbs .thumb").first.click()  # leads back to the first page
+    assert cards(page, 1)[0].startswith(CLASSES[column])
+    assert page.locator("#try").is_visible() and not page.locator("#quality").is_visible()
+
+
+#: Texts whose contrast with what is behind them is below WCAG AA, in the page as it is.
+POOR_CONTRAST = """() => {
+    const context = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+    const rgb = color => {
+        context.clearRect(0, 0, 1, 1);
+        context.fillStyle = color;
+        context.fillRect(0, 0, 1, 1);
+        return [...context.getImageData(0, 0, 1, 1).data];
+    };
+    const luminance = color => color.slice(0, 3).map(v => v / 255)
+        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+    const behind = element => {
+        for (let e = element; e; e = e.parentElement) {
+            const color = rgb(getComputedStyle(e).backgroundColor);
+            if (color[3] === 255) return color;
+        }
+    };
+    const own = e => [...e.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+    return [...document.querySelectorAll("#page *:not(svg *):not(style)")].filter(e => own(e) && e.offsetParent)
+        .map(e => {
+            const [a, b] = [luminance(rgb(getComputedStyle(e).color)), luminance(behind(e))];
+            return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.innerText];
+        }).filter(([ratio]) => ratio < 4.5);
+}"""
+
+
+def test_dark_and_phone(page):
+    page.emulate_media(color_scheme="dark")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.locator(".thumb").nth(26).click()
+    page.wait_for_function("document.querySelector('#answer').innerText.includes('%')")
+    assert page.locator("#answer").is_visible()
+    widths = [page.evaluate("document.documentElement.scrollWidth")]
+    poor = page.evaluate(POOR_CONTRAST)
+    page.click("#theme-button")
+    page.wait_for_function("document.documentElement.dataset.theme == 'light'")
+    poor += page.evaluate(POOR_CONTRAST)
+    screenshot(page, "app-phone", full_page=False)
+    page.click("#to-quality")
+    page.wait_for_selector(".matrix")
+    page.wait_for_selector(".js-plotly-plot .point")
+    poor += page.evaluate(POOR_CONTRAST)
+    page.click("#theme-button")
+    page.wait_for_function("document.documentElement.dataset.theme == 'dark'")
+    # The plot follows: its text is light now.
+    page.wait_for_function("getComputedStyle(document.querySelector('.xtick text')).fill == 'rgb(232, 236, 240)'")
+    poor += page.evaluate(POOR_CONTRAST)
+    widths.append(page.evaluate("document.documentElement.scrollWidth"))
+    assert widths == [390, 390] and not poor
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.click("#to-try")
+    screenshot(page, "app-dark")
