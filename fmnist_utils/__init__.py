@@ -2,15 +2,20 @@
 
 The notebooks explain every function once and import it afterwards; each docstring names its notebook.
 Data flows one way: ``data -> preprocess -> models -> cache -> train -> evaluate -> plots``; ``recipes`` (whole
-runs by name), ``explain`` (Grad-CAM) and ``export`` (ONNX files, and LiteRT's with ``litert``) sit on top;
+runs by name), ``tune`` (searches), ``explain`` (Grad-CAM), ``export`` (ONNX files, and LiteRT's with ``litert``),
+``photos`` and ``outliers`` (pictures from elsewhere) and the web page (``serving``, ``app_pages``, ``app``) sit on top;
 ``processes`` lets cache, train and evaluate run in several.
 """
 
 import os
+import warnings
 from pathlib import Path
 from typing import TypeVar
 
 __version__ = "0.1.0"
+
+# Accelerate, Optuna and cleanlab look for notebook widgets, which this course does not use, and warn without them.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 #: The project folder: holds ``data/`` and ``results/``.
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -116,8 +115,6 @@ def fit(
         load_state(model, state, checkpoint).eval()
         return _as_history(rows, compile_seconds=0.0)
 
-    # Accelerate looks for notebook widgets, which this package does not use, and warns where there are none.
-    warnings.filterwarnings("ignore", message="IProgress not found")
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, TorchDynamoPlugin
 
