@@ -259,8 +259,7 @@ def test_every_head_preset_starts_near_the_loss_of_guessing_on_scaled_features(t
         ("head", set()),
         ("all", {"block1.0", "block1.2", "block2.5", "block2.7"}),
         (0, set()),
-        (2, set()),  # from the output: pooling, ReLU
-        (3, {"block2.7"}),
+        (3, {"block2.7"}),  # from the output: pooling, ReLU, convolution
         (5, {"block2.5", "block2.7"}),
         (6, {"block2.5", "block2.7"}),
         (8, {"block1.2", "block2.5", "block2.7"}),
