@@ -49,6 +49,11 @@ RECIPES = {
         "model": {"name": "vgg16", "cut_after": "block3", "head": "pooled", "image_size": 56},
         "phases": [{"trainable": "head", "epochs": 10}],
     },
+    # The winner of the search of notebook 06, on 3,000 images: results/benchmarks/search-full.json.
+    "vgg16-tuned": {
+        "model": {"name": "vgg16", "cut_after": "block3", "head": "conv", "image_size": 56, "dropout": 0.19},
+        "phases": [{"trainable": "head", "epochs": 10, "lr": 0.00034, "weight_decay": 0.0146}],
+    },
     # The best frozen VGG16: each image and its mirror image, in training and in the mean of predictions when testing.
     "vgg16-block3-two-views": {
         "model": {"name": "vgg16", "cut_after": "block3", "head": "conv", "image_size": 56, "augment": MIRROR},
