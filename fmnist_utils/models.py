@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -335,9 +336,11 @@ def _torchvision_backbone(name: str, state: dict | None, image_size: int) -> nn.
 
 
 def _feature_shape(backbone: nn.Module, channels: int, image_size: int) -> torch.Size:
-    """Shape of the features of one image; ``channels`` are those of the input."""
-    with torch.no_grad():  # computed, since shapes alone (torch's meta device) take seconds to import
-        return backbone.eval()(torch.zeros(1, channels, image_size, image_size)).shape[1:]
+    """Shape of the features of one image, without computing them; ``channels`` are those of the input."""
+    tensors = chain(backbone.named_parameters(), backbone.named_buffers())
+    image = torch.empty(1, channels, image_size, image_size, device="meta")
+    with torch.no_grad():
+        return functional_call(backbone.eval(), {name: t.to("meta") for name, t in tensors}, image).shape[1:]
 
 
 def _small_cnn_backbone() -> nn.Sequential:
