@@ -7,8 +7,8 @@ a street. Explained in ``notebooks/07_deployment.ipynb``.
 """
 
 import io
-import threading
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -35,8 +35,9 @@ STEPS: dict[str, str] = {
 }
 _ORIENTATION = 0x0112  # EXIF
 _NOTE = "note"
-# A decoded picture of MAX_PIXELS takes 160 MB: never for two clients at once.
-_decoding = threading.Lock()
+# A decoded picture of MAX_PIXELS takes 160 MB: never for two clients at once, and always in one thread, because the C
+# library keeps freed memory for each thread that had it.
+_decoder = ThreadPoolExecutor(1, "decoder")
 
 
 class BadImage(ValueError):
@@ -58,18 +59,17 @@ def read_image(data: bytes, name: str = "image", max_bytes: int = MAX_BYTES) -> 
         raise BadImage(f"“{shown}” has {len(data) / 1e6:.1f} MB; {max_bytes / 1e6:g} MB is the limit. Make it smaller.")
     if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<":
         raise BadImage(f"“{shown}” is a text such as SVG or HTML, not a picture made of pixels. Send a PNG or JPEG.")
-    with _decoding:
-        try:
-            return _decode(data, shown)
-        except BadImage:
-            raise
-        except Image.UnidentifiedImageError as error:
-            kinds = ", ".join(FORMATS[:-1])
-            raise BadImage(f"“{shown}” is not a picture that can be read: send {kinds} or {FORMATS[-1]}.") from error
-        except Image.DecompressionBombError as error:
-            raise BadImage(_too_many(shown)) from error
-        except Exception as error:  # decoders raise anything on damaged bytes
-            raise BadImage(f"“{shown}” is damaged or incomplete. Save or copy it again.") from error
+    try:
+        return _decoder.submit(_decode, data, shown).result()
+    except BadImage:
+        raise
+    except Image.UnidentifiedImageError as error:
+        kinds = ", ".join(FORMATS[:-1])
+        raise BadImage(f"“{shown}” is not a picture that can be read: send {kinds} or {FORMATS[-1]}.") from error
+    except Image.DecompressionBombError as error:
+        raise BadImage(_too_many(shown)) from error
+    except Exception as error:  # decoders raise anything on damaged bytes
+        raise BadImage(f"“{shown}” is damaged or incomplete. Save or copy it again.") from error
 
 
 def _too_many(shown: str) -> str:
