@@ -407,7 +407,7 @@ def recorded_accuracies(folder) -> list[float]:
         elif isinstance(value, list):
             for inner in value:
                 collect(inner, name)
-        elif isinstance(value, float) and ("accurac" in name or "f1" in name):
+        elif isinstance(value, float) and ("accurac" in name or "f1" in name or name == "mean"):
             found.append(value)
 
     for path in sorted(folder.rglob("*.json")):
