@@ -132,9 +132,9 @@ def draw(table: pd.DataFrame):
     looks = zip((COLORS["accent"], COLORS["muted"], COLORS["train"]), ("o", "s", "^"), strict=True)
     for way, (color, marker) in zip(WAYS, looks, strict=True):
         rows = table[table.way == way]
-        axis.errorbar(rows.images, rows["mean"], rows.sd, color=color, marker=marker, ms=6, lw=2, capsize=4)
-        label = way if rows.weights.iloc[0] != "none" or "random" in way or "scratch" in way else f"{way} (random)"
-        axis.plot([], [], color=color, marker=marker, ms=6, lw=2, label=label)
+        look = {"color": color, "marker": marker, "ms": 6, "lw": 2}
+        axis.errorbar(rows.images, rows["mean"], rows.sd, capsize=4, **look)
+        axis.plot([], [], label=way, **look)  # a legend without error bars
     axis.set(xscale="log", xlabel="training images (log scale)", ylabel="test accuracy")
     axis.set_title("What transfer saves is images" if profile() != "smoke" else "Accuracy against training images")
     axis.set_xticks(IMAGES, minor=False)
