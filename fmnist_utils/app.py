@@ -160,6 +160,8 @@ def main() -> None:
     except (ValueError, FileNotFoundError, WeightsUnavailable) as error:
         parser.error(str(error))
     most = app.server.config["MAX_CONTENT_LENGTH"]
+    # A browser asks for a dozen files at once, and each that waits a moment would be a warning.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     try:
         # Bodies and answers stay in memory: waitress would put larger ones into temporary files.
         server = waitress.create_server(

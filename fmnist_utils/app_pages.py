@@ -80,9 +80,9 @@ def _try_page(model: str, max_upload: float) -> html.Div:
         [
             html.H2("Choose a picture"),
             upload,
+            html.Details([html.Summary("Draw one"), *drawing], id="draw"),
             html.Div([html.H3("Test images"), html.Button("Show others", id="others", type="button")], className="bar"),
             html.Div(gallery(0), id="gallery"),
-            html.Details([html.Summary("Draw one"), *drawing], id="draw"),
         ],
         className="card choose",
     )
@@ -207,7 +207,7 @@ def _figure(text: str, image) -> html.Figure:
 
 def _bar(name: str, probability: float) -> html.Li:
     fill = html.Span(html.Span(style={"width": f"{probability:.2%}"}), className="track")
-    return html.Li([html.Span(name), fill, html.Span(f"{probability:.1%}")])
+    return html.Li([html.Span(name), fill, html.Span(">99.9%" if probability > 0.9995 else f"{probability:.1%}")])
 
 
 def history_table(history: list | None) -> html.Table | html.P:

@@ -92,8 +92,14 @@ def export_litert(model: Classifier, path: str | Path, *, python: Path, int8: bo
     at a time, uint8 [1, 28, 28]: the converter allows no batch of any size. Its metadata are files that any unzip
     program finds in it (``unzip -p small-cnn.tflite card.json``), as TensorFlow Lite's metadata format has them:
     ``card.json`` and ``labels.txt``, one label a line. ``int8`` makes it ``<path>-int8.tflite``, see
-    :func:`fmnist_utils.litert.convert`. Raises ``RuntimeError`` with the converter's message.
+    :func:`fmnist_utils.litert.convert`. Raises ``ValueError`` for a network that takes smaller images than 28×28, and
+    ``RuntimeError`` with the converter's message.
     """
+    if (side := model.preprocess.image_size) < 28:
+        raise ValueError(
+            f"This network takes images of {side}×{side} pixels, and LiteRT's converter has no antialiased resizing to "
+            "fewer pixels: build it with an image_size of 28 or more, or export it to ONNX."
+        )
     facts = _facts(model, "int8" if int8 else "float32", card, batch="1")
     file = _named(path, ".tflite", int8)
     with TemporaryDirectory() as folder, _with_card(file, facts) as temporary:

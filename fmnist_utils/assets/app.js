@@ -138,6 +138,14 @@
     }
   };
 
+  // ---- the line that leads to the answer on a phone: only while the answer is out of sight
+  let watched;
+  const watch = () => {
+    if (watched || !element("results")) return;
+    watched = new IntersectionObserver(([entry]) => { element("answer").hidden = entry.isIntersecting; });
+    watched.observe(element("results"));
+  };
+
   // ---- callbacks that need no server
   window.dash_clientside = window.dash_clientside || {};
   window.dash_clientside.page = {
@@ -159,6 +167,7 @@
         else element(id)?.removeAttribute("aria-current");
       }
       applyTheme();
+      watch();
       return [quality, !quality];
     },
   };
