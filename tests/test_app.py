@@ -314,13 +314,14 @@ def cards(page, count: int) -> list[str]:
     return page.locator("#results article h2").all_inner_texts()
 
 
-def screenshot(page, name: str, full_page: bool = True) -> None:
+def screenshot(page, name: str, size: tuple[int, int] = (1280, 980)) -> None:
     if folder := os.environ.get("FMNIST_SCREENSHOTS"):
+        page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
         page.mouse.move(0, 0)
         page.wait_for_timeout(700)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        picture = Image.open(io.BytesIO(page.screenshot(full_page=full_page))).convert("RGB")
-        picture.quantize(128, dither=Image.Dither.NONE).save(Path(folder, f"{name}.png"), optimize=True)
+        picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        picture.quantize(256, dither=Image.Dither.NONE).save(Path(folder, f"{name}.png"), optimize=True)
 
 
 def test_upload_several_files_and_one_bad(page):
@@ -350,6 +351,7 @@ def test_photo_model_switch_and_step_switched_off(page):
     page.get_by_text("vgg16-block3-two-views").first.click()
     page.wait_for_function("document.querySelectorAll('#table tbody tr').length == 2")
     assert page.locator("#results h2").inner_text().startswith("Trouser")
+    page.evaluate("scrollTo(0, 0)")
     screenshot(page, "app-desktop")
     page.get_by_label("Make the background black").uncheck()
     page.wait_for_function("!document.querySelector('.stages').innerText.includes('Negated')")
@@ -433,7 +435,7 @@ def test_how_good_is_it(page):
     row, column = np.argwhere((counts > 4) & (counts < 30))[0]
     page.click(f"[data-cell='{row},{column}']")
     page.wait_for_function(f"document.querySelectorAll('.thumbs .thumb').length == {counts[row, column]}")
-    screenshot(page, "app-quality")
+    screenshot(page, "app-quality", (1280, 1310))
     index = int(page.locator(".thumbs .thumb").first.get_attribute("data-picture"))
     assert TEST.labels[index] == row and RECORDED[index].argmax() == column
     page.locator(".thumbs .thumb").first.click()  # leads back to the first page
@@ -479,7 +481,11 @@ def test_dark_and_phone(page):
     page.click("#theme-button")
     page.wait_for_function("document.documentElement.dataset.theme == 'light'")
     poor += page.evaluate(POOR_CONTRAST)
-    screenshot(page, "app-phone", full_page=False)
+    page.click("#answer")
+    page.wait_for_function("document.getElementById('answer').hidden")  # the answer itself is in sight now
+    screenshot(page, "app-phone", (390, 844))
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_function("!document.getElementById('answer').hidden")
     page.click("#to-quality")
     page.wait_for_selector(".matrix")
     page.wait_for_selector(".js-plotly-plot .point")
