@@ -28,6 +28,10 @@ INPUT = (
     'Input "images": uint8 [{0}, 28, 28], rows from the top, 0 = black background, bright garment, like Fashion-MNIST; '
     'resizing and normalising are inside. Output "probabilities": float32 [{0}, 10], in the order of the labels.'
 )
+_LIMITS = (
+    "Ten classes of one shop's product pictures: whatever it is given, it names one of them. Not measured on photographs "
+    "of worn clothes. Measure it on pictures like yours before you rely on it."
+)
 _VGG16_LICENCE = (
     "MIT. Holds VGG16's ImageNet weights by Karen Simonyan and Andrew Zisserman, University of Oxford (CC BY 4.0, "
     "https://creativecommons.org/licenses/by/4.0/), in another format and, where trained further, changed."
@@ -38,8 +42,8 @@ def export_onnx(model: Classifier, path: str | Path, *, int8: FashionMNIST | Non
     """Write ``<path>.onnx`` with all weights, and ``<path>.onnx.json``, its card; returns the path of the first.
 
     The network in the file takes ``images``, uint8 [B, 28, 28] with any B, and gives ``probabilities``, float32
-    [B, 10]: :class:`~fmnist_utils.preprocess.Preprocess` and softmax are part of it. Labels, input convention, licence,
-    identity of the weights and everything in ``card`` (such as ``metrics`` and ``test_time_flip`` of a card in
+    [B, 10]: :class:`~fmnist_utils.preprocess.Preprocess` and softmax are part of it. Labels, input convention, limits,
+    licence, identity of the weights and everything in ``card`` (such as ``metrics`` and ``test_time_flip`` of a card in
     ``data/models``) are in both, and the card also has size and SHA-256. Mirroring at test time is not in the file, and
     its card says so where the metrics used it. The model is left as it was.
 
@@ -183,6 +187,7 @@ def _facts(model: Classifier, precision: str, card: dict, batch: str = "B") -> d
         "course": f"Fashion-MNIST transfer learning, fmnist_utils {__version__}",
         "labels": list(CLASSES),
         "input": INPUT.format(batch),
+        "limits": _LIMITS,
         "precision": precision,
         "weights": model.weights,
         "licence": licence,
