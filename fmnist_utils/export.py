@@ -29,7 +29,7 @@ INPUT = (
     'resizing and normalising are inside. Output "probabilities": float32 [{0}, 10], in the order of the labels.'
 )
 _LIMITS = (
-    "Ten classes of one shop's product pictures: whatever it is given, it names one of them. Not measured on photographs "
+    "Ten classes of one shop's product pictures: whatever it is given, it names one of them. Not measured on photos "
     "of worn clothes. Measure it on pictures like yours before you rely on it."
 )
 _VGG16_LICENCE = (
