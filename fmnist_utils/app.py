@@ -32,11 +32,11 @@ def create_app(model: str = "small-cnn", max_upload: float = 10) -> Dash:
     """
     serving.answers(model, serving.gallery().images[:1])
     app = Dash(__name__, title="Which garment?", update_title=None, on_error=_say, suppress_callback_exceptions=True)
+    app.index_string = app.index_string.replace("<html>", '<html lang="en">')
     app.layout = app_pages.page(model, max_upload)
     # Base64 makes 4 bytes of 3; the rest of a request is the history.
     app.server.config["MAX_CONTENT_LENGTH"] = int(max_upload * 1e6 * 4 / 3) + 1_000_000
     app.server.add_url_rule("/health", "health", lambda: {"status": "ok", "model": model})
-    app.server.register_error_handler(413, lambda _: (f"Too large: send at most {max_upload:g} MB at once.", 413))
 
     browser, once = functools.partial(ClientsideFunction, "page"), {"prevent_initial_call": True}
     app.clientside_callback(browser("upload"), Input("upload", "contents"), State("upload", "filename"), **once)
@@ -165,15 +165,20 @@ def main() -> None:
     try:
         # Bodies and answers stay in memory: waitress would put larger ones into temporary files.
         server = waitress.create_server(
-            app.server, host=arguments.host, port=arguments.port, threads=4, connection_limit=50,
+            app.server, host=arguments.host, port=arguments.port, threads=4,
             max_request_body_size=most, inbuf_overflow=2 * most, outbuf_overflow=100_000_000,
+            # A browser keeps six connections open: idle ones must go before everybody else has to wait.
+            connection_limit=100, channel_timeout=15, cleanup_interval=5,
         )  # fmt: skip
     except (OSError, ValueError) as error:
         where = f"{arguments.host}, port {arguments.port}"
         parser.error(
             f"cannot serve at {where} ({error}). Is it in use? Try another --port, or --port 0 for a free one."
         )
-    address = f"http://{arguments.host}:{getattr(server, 'effective_port', arguments.port)}"
+    # "localhost" can be two addresses, and "everywhere" none that a browser opens.
+    port = server.effective_port if hasattr(server, "effective_port") else server.effective_listen[0][1]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(arguments.host, arguments.host)
+    address = f"http://{host}:{port}"
     print(f"ready {time.perf_counter() - began:.1f} s after imports: {address} (Ctrl+C stops it)", flush=True)
     server.run()
 

@@ -113,9 +113,11 @@ def _try_page(model: str, max_upload: float) -> html.Div:
         ],
         className="card history",
     )
-    results = html.Div(EMPTY, id="results", **{"aria-live": "polite"})
+    results = html.Div(EMPTY, id="results", tabIndex=-1)
     left, right = html.Div([choose, settings], className="column"), html.Div([results, history], className="column")
-    return html.Div([left, right, html.A(id="answer", href="#results")], id="try")
+    return html.Div(
+        [left, right, html.A(id="answer", href="#results", tabIndex=-1, **{"aria-live": "polite"})], id="try"
+    )
 
 
 EMPTY = html.Section(
@@ -130,10 +132,10 @@ EMPTY = html.Section(
 
 def _model_card(name: str, card: dict) -> html.Span:
     facts = {
-        "test accuracy": f"{card['metrics']['test_accuracy']:.2%}",
-        "learned from": card["data"].rpartition(": ")[2],
+        "test accuracy": f"{card['metrics']['test_accuracy']:.2%}" if "metrics" in card else "not recorded",
+        "learned from": card.get("data", "not recorded").rpartition(": ")[2],
         "file": f"{card['bytes'] / 1e6:.1f} MB",
-        "licence": card["licence"],
+        "licence": card.get("licence", "not recorded"),
     }
     rows = [html.Span([html.Span(f"{key}: "), value]) for key, value in facts.items()]
     return html.Span([html.Strong(name), *rows], className="model-card")

@@ -45,7 +45,7 @@ def export_onnx(model: Classifier, path: str | Path, *, int8: FashionMNIST | Non
     [B, 10]: :class:`~fmnist_utils.preprocess.Preprocess` and softmax are part of it. Labels, input convention, limits,
     licence, identity of the weights and everything in ``card`` (such as ``metrics`` and ``test_time_flip`` of a card in
     ``data/models``) are in both, and the card also has size and SHA-256. Mirroring at test time is not in the file, and
-    its card says so where the metrics used it. The model is left as it was.
+    its card says so where the metrics used it. The model is left as it was, its weights in contiguous order.
 
     ``int8``, a few hundred *training* images, makes it ``<path>-int8.onnx``: convolutions and fully connected layers
     compute in 8 bits, with one scale per channel of the weights and ranges of activations as on these images (static
@@ -128,18 +128,20 @@ def load_onnx(path: str | Path, threads: int = 1) -> Callable[[np.ndarray], np.n
 
 
 def parity(model: Classifier, path: str | Path, data: FashionMNIST, *, python: Path | None = None) -> dict[str, float]:
-    """How far a file of :func:`export_onnx` or :func:`export_litert` is from ``model`` on these images, on the CPU.
+    """How far a file of :func:`export_onnx` or :func:`export_litert`, run on the CPU, is from ``model`` on ``data``.
 
     ``max_difference`` is the largest difference of a probability, ``same_class`` the share of images with the same
-    predicted class. ONNX Runtime runs the first, LiteRT's interpreter under ``python`` the second. Raises
-    ``ImportError`` with what to install.
+    predicted class. ONNX Runtime runs the first, LiteRT's interpreter the second, under ``python`` or else what
+    :func:`fmnist_utils.litert.find` finds. Raises ``ImportError`` or ``ValueError`` with what to install.
     """
     threads = torch.get_num_threads()
     if Path(path).suffix == ".onnx":
         network = load_onnx(path, threads)
         found = np.concatenate([network(part.numpy()) for part in data.images.split(50)])
-    else:
+    elif python := python or litert.find():
         found, _ = litert.run(path, data.images.numpy(), python, threads)
+    else:
+        raise ValueError(f"{path} needs LiteRT's environment: python -m fmnist_utils.export NAME --litert makes it.")
     expected = predict(model, data)
     return {
         "max_difference": float(np.abs(found - expected).max()),
@@ -181,7 +183,7 @@ def _facts(model: Classifier, precision: str, card: dict, batch: str = "B") -> d
             )
     name, licence = model.config["name"], "MIT."
     if model.weights != "none":
-        other = f"MIT. Built on torchvision's ImageNet weights of {name} (BSD 3-Clause)."
+        other = f"MIT. Built on torchvision's pretrained weights of {name}: see their page for their own licence."
         licence = _VGG16_LICENCE if name == "vgg16" else other
     return card | {
         "course": f"Fashion-MNIST transfer learning, fmnist_utils {__version__}",
@@ -234,7 +236,12 @@ def main() -> None:
     path = folder / arguments.name if arguments.name in shipped else Path(arguments.name)
     text = path.with_name(path.name + ".json")
     if not text.is_file():
-        check_name("model", arguments.name, shipped)
+        try:
+            check_name("model", arguments.name, shipped)
+        except ValueError as error:
+            parser.error(f"{error} Or give the path of a saved model, without its ending.")
+    if arguments.environment and not arguments.litert:
+        parser.error("--environment is for --litert.")
     model = load_model(path)
     card = json.loads(text.read_text(encoding="utf-8"))
     kept = ("recipe", "profile", "command", "data", "metrics", "test_time_flip")

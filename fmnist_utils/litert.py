@@ -42,10 +42,12 @@ def environment(folder: str | Path | None = None) -> Path:
     """What :func:`find` finds; where that is nothing, the environment is made first (7 GB, minutes).
 
     Raises ``ValueError`` for a folder with anything else in it, or for the environment this runs in, and
-    ``RuntimeError`` where the installation failed.
+    ``RuntimeError`` where the installation failed, or cannot work (Windows: the converter has no packages for it).
     """
     if python := find(folder):
         return python
+    if os.name == "nt":
+        raise RuntimeError("LiteRT's converter runs on Linux and macOS only: on Windows, use WSL, or export to ONNX.")
     folder = _folder(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file():
         raise ValueError(f"{folder} holds other files: name a new folder, or an environment, for LiteRT.")

@@ -69,13 +69,14 @@ def gallery() -> FashionMNIST:
 def recorded(name: str) -> np.ndarray:
     """Recorded probabilities of a model on the test images, float32 [10000, 10]; errors of ``load_predictions``."""
     check_name("model", name, tuple(cards()))
-    return load_predictions(f"{cards()[name]['recipe']}-{cards()[name]['profile']}")
+    return load_predictions(f"{cards()[name].get('recipe', name)}-{cards()[name].get('profile', '')}")
 
 
 @functools.cache
 def _loaded(name: str):
+    model = load_model(MODELS / name)
     try:
-        return load_model(MODELS / name), outliers.load(MODELS / name)
+        return model, outliers.load(MODELS / name)
     except FileNotFoundError as error:
         raise photos.BadImage(f"“{name}” is not complete. Run python -m fmnist_utils.outliers first.") from error
 

@@ -4,6 +4,7 @@
 """
 
 import base64
+import http.client
 import io
 import json
 import os
@@ -230,11 +231,51 @@ def test_health_and_too_large_or_meaningless_requests(server):
     assert status == 413
 
 
-def test_too_large_request_gets_a_sentence():
-    from fmnist_utils.app import create_app
+def test_open_connections_of_other_people_block_nobody(server):
+    host, port = server[0].removeprefix("http://").split(":")
+    opened = [http.client.HTTPConnection(host, int(port), timeout=30) for _ in range(60)]
+    try:
+        for connection in opened:  # each stays open after its answer, as a browser's do
+            connection.request("GET", "/health")
+            assert connection.getresponse().read()
+    finally:
+        for connection in opened:
+            connection.close()
 
-    reply = create_app(max_upload=0.1).server.test_client().post("/_dash-update-component", json="x" * 2_000_000)
-    assert reply.status_code == 413 and reply.text == "Too large: send at most 0.1 MB at once."
+
+def test_own_model_without_a_card_is_shown(monkeypatch, tmp_path):
+    from fmnist_utils import app_pages, serving
+    from fmnist_utils.models import load_model, save_model
+
+    save_model(load_model(serving.MODELS / "small-cnn"), tmp_path / "mine")
+    monkeypatch.setattr(serving, "MODELS", tmp_path)
+    serving.cards.cache_clear()
+    try:
+        page = json.dumps(app_pages.page("mine", 10).to_plotly_json(), default=lambda part: part.to_plotly_json())
+        assert page.count("not recorded") == 3
+        assert "No test predictions" in str(app_pages.quality("/quality", "mine", None))
+    finally:
+        serving.cards.cache_clear()
+
+
+@pytest.mark.parametrize("host", ["localhost", "0.0.0.0"])
+def test_printed_address_can_be_opened(host, monkeypatch, capsys):
+    import waitress
+
+    from fmnist_utils import app
+
+    class Server:
+        effective_port, effective_listen = 5, [("127.0.0.1", 5), ("::1", 6)]
+
+        def run(self):
+            pass
+
+    if host == "localhost":  # several addresses: waitress's server has no port of its own
+        del Server.effective_port
+    monkeypatch.setattr(waitress, "create_server", lambda *_, **__: Server())
+    monkeypatch.setattr(sys, "argv", ["app", "--host", host, "--port", "0"])
+    app.main()
+    assert f"http://{'localhost' if host == 'localhost' else '127.0.0.1'}:5 (" in capsys.readouterr().out
 
 
 def test_error_of_ours_is_logged_and_gets_a_sentence(caplog):
@@ -403,10 +444,15 @@ def test_drawing_undo_and_paste(page):
         page.mouse.up()
     cards(page, 1)
     assert page.locator("#results .name").inner_text() == "Drawing"
+    drawn = page.locator("#results .pictures img").nth(1).get_attribute("src")
     page.click("#undo")
+    page.wait_for_function("src => document.querySelectorAll('#results .pictures img')[1]?.src != src", arg=drawn)
+    assert page.locator("#table tbody tr").count() == 1  # it is the same drawing
     page.click("#undo")
     page.wait_for_selector("#results .empty")
 
+    page.click("#to-quality")
+    page.wait_for_selector(".matrix")
     data = base64.b64encode(encoded(grey("Dress"))).decode()
     page.evaluate(
         """data => {
@@ -416,6 +462,10 @@ def test_drawing_undo_and_paste(page):
         }""",
         data,
     )
+    assert cards(page, 1)[0].startswith("Dress")
+    page.wait_for_function("document.activeElement.id == 'results'")  # the page to try pictures on is back
+    page.click("#undo")  # there is nothing to undo
+    page.wait_for_timeout(600)
     assert cards(page, 1)[0].startswith("Dress")
 
 
@@ -482,10 +532,10 @@ def test_dark_and_phone(page):
     page.wait_for_function("document.documentElement.dataset.theme == 'light'")
     poor += page.evaluate(POOR_CONTRAST)
     page.click("#answer")
-    page.wait_for_function("document.getElementById('answer').hidden")  # the answer itself is in sight now
+    page.wait_for_selector("#answer.seen")  # the answer itself is in sight now
     screenshot(page, "app-phone", (390, 844))
     page.evaluate("scrollTo(0, 0)")
-    page.wait_for_function("!document.getElementById('answer').hidden")
+    page.wait_for_selector("#answer:not(.seen)")
     page.click("#to-quality")
     page.wait_for_selector(".matrix")
     page.wait_for_selector(".js-plotly-plot .point")

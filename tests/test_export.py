@@ -12,6 +12,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -222,9 +223,17 @@ def test_missing_packages_are_explained(missing, tiny, tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
-def test_unknown_model_is_refused_with_the_nearest_known_one():
-    with pytest.raises(ValueError, match="Did you mean 'small-cnn'"):
-        command_line("small-cn")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["small-cn"], "Did you mean 'small-cnn'"),
+        (["small-cnn", "--environment", "x"], "--environment is for --litert"),
+    ],
+)
+def test_mistakes_on_the_command_line_get_a_sentence(words, message, capsys):
+    with pytest.raises(SystemExit):
+        command_line(*words)
+    assert message in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +292,17 @@ def test_litert_int8_is_small_and_agrees_on_most_images(litert_python, real_imag
 def test_litert_has_no_resizing_to_fewer_pixels(tmp_path):
     with pytest.raises(ValueError, match="takes images of 20×20 pixels(.|\n)*28 or more"):
         export.export_litert(CASES["smaller than the image"](), tmp_path / "model", python=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_litert_is_refused_where_it_cannot_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(litert, "FOLDER", tmp_path / "none")
+    monkeypatch.delenv("FMNIST_LITERT", raising=False)
+    with pytest.raises(ValueError, match="--litert makes it"):
+        export.parity(load_model(SMALL_CNN), tmp_path / "model.tflite", data.load("test").subset(1))
+    monkeypatch.setattr(litert, "os", SimpleNamespace(name="nt", environ=os.environ))
+    with pytest.raises(RuntimeError, match="on Windows, use WSL"):
+        litert.environment(tmp_path / "none")
     assert not any(tmp_path.iterdir())
 
 

@@ -9,7 +9,12 @@
 
   let count = 0;
   const newId = () => `${Date.now()}-${count++}`;
-  const show = (pictures) => set("pictures", { data: pictures.map((picture) => ({ id: newId(), ...picture })) });
+  const show = (pictures) => {
+    set("pictures", { data: pictures.map((picture) => ({ id: newId(), ...picture })) });
+    if (location.pathname === "/") return;
+    set("url", { pathname: "/" });
+    setTimeout(() => element("results").focus(), 200); // what had the focus is on the other page
+  };
 
   // ---- theme: the system's, until the button says otherwise
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -33,17 +38,16 @@
     if (button.dataset.picture) {
       const index = Number(button.dataset.picture);
       show([{ index, name: `Test image ${index}` }]);
-      if (location.pathname !== "/") set("url", { pathname: "/" });
     } else if (button.dataset.cell) {
       set("cell", { data: button.dataset.cell.split(",").map(Number) });
       document.querySelectorAll("[data-cell]").forEach((b) => b.setAttribute("aria-pressed", b === button));
     } else if (button.id === "theme-button") {
       try { localStorage.setItem("theme", theme() === "dark" ? "light" : "dark"); } catch { /* private window */ }
       applyTheme();
-    } else if (button.id === "undo") {
+    } else if (button.id === "undo" && strokes.length) {
       strokes.pop();
       send();
-    } else if (button.id === "erase") {
+    } else if (button.id === "erase" && strokes.length) {
       strokes.length = 0;
       send();
     }
@@ -94,7 +98,6 @@
   const send = () => {
     redraw();
     clearTimeout(waiting);
-    if (strokes.length <= 1) drawingId = newId(); // a new drawing, a new line in the history
     waiting = setTimeout(() => {
       if (!strokes.length) return set("pictures", { data: [] });
       show([{ id: drawingId, name: "Drawing", data: element("canvas").toDataURL("image/png") }]);
@@ -111,6 +114,7 @@
     clearTimeout(waiting);
     drawing = true;
     const width = Number(document.querySelector("#draw input[type=range]")?.value || 26);
+    if (!strokes.length) drawingId = newId(); // a new drawing, a new line in the history
     strokes.push({ width, points: [point(event)] });
     redraw();
   });
@@ -129,7 +133,7 @@
     const ours = String(request[0]?.url || request[0]).includes("_dash-update-component");
     try {
       const response = await fetch(...request);
-      if (ours && response.status === 413) response.clone().text().then(say);
+      if (ours && response.status === 413) say("That was too much for the server at once. Send smaller pictures, or fewer.");
       else if (ours && response.status >= 400) say("The server could not answer that. Please reload the page.");
       return response;
     } catch (error) {
@@ -142,7 +146,7 @@
   let watched;
   const watch = () => {
     if (watched || !element("results")) return;
-    watched = new IntersectionObserver(([entry]) => { element("answer").hidden = entry.isIntersecting; });
+    watched = new IntersectionObserver(([entry]) => { element("answer").classList.toggle("seen", entry.isIntersecting); });
     watched.observe(element("results"));
   };
 
