@@ -433,6 +433,26 @@ def test_gallery_by_mouse_and_keyboard_and_csv(page):
     page.wait_for_function("!document.querySelector('#table table')")
 
 
+GIVE = """([kind, data]) => {
+    const files = new DataTransfer(), bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
+    files.items.add(new File([bytes], kind + ".png", {type: "image/png"}));
+    if (kind == "paste") document.dispatchEvent(new ClipboardEvent(kind, {clipboardData: files, bubbles: true}));
+    else document.querySelector("#upload > *").dispatchEvent(
+        new DragEvent(kind, {dataTransfer: files, bubbles: true, cancelable: true}));
+}"""
+
+
+def give(page, kind: str, garment: str) -> None:
+    """Drop or paste a file, as a browser reports it."""
+    page.evaluate(GIVE, [kind, base64.b64encode(encoded(grey(garment))).decode()])
+
+
+def test_drop(page):
+    give(page, "drop", "Bag")
+    assert cards(page, 1)[0].startswith("Bag")
+    assert page.locator("#results .name").inner_text() == "drop.png"
+
+
 def test_drawing_undo_and_paste(page):
     page.click("#draw summary")
     page.locator("#canvas").scroll_into_view_if_needed()
@@ -453,15 +473,7 @@ def test_drawing_undo_and_paste(page):
 
     page.click("#to-quality")
     page.wait_for_selector(".matrix")
-    data = base64.b64encode(encoded(grey("Dress"))).decode()
-    page.evaluate(
-        """data => {
-            const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0)), files = new DataTransfer();
-            files.items.add(new File([bytes], "image.png", {type: "image/png"}));
-            document.dispatchEvent(new ClipboardEvent("paste", {clipboardData: files, bubbles: true}));
-        }""",
-        data,
-    )
+    give(page, "paste", "Dress")
     assert cards(page, 1)[0].startswith("Dress")
     page.wait_for_function("document.activeElement.id == 'results'")  # the page to try pictures on is back
     page.click("#undo")  # there is nothing to undo
