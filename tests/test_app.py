@@ -4,6 +4,7 @@
 """
 
 import base64
+import gc
 import http.client
 import io
 import json
@@ -308,6 +309,8 @@ def test_command_line_mistakes(server, arguments, message, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         app.main()
     assert stop.value.code == 2 and message in capsys.readouterr().err
+    del stop
+    gc.collect()  # a socket that waitress could not bind warns when it is collected: here, and in no other test
 
 
 # ------------------------------------------------------------------------------------------------------- the browser
