@@ -450,6 +450,17 @@ def give(page, kind: str, garment: str) -> None:
     page.evaluate(GIVE, [kind, base64.b64encode(encoded(grey(garment))).decode()])
 
 
+def test_what_the_server_refuses_as_too_large_gets_a_sentence(server, browser):
+    page = browser.new_page()  # not the fixture's, which allows no error on the console
+    page.goto(server[0])
+    page.wait_for_selector(".thumb")
+    page.route("**/_dash-update-component*", lambda route: route.fulfill(status=413, body="<html>of some proxy</html>"))
+    page.locator(".thumb").first.click()
+    page.wait_for_function("document.getElementById('message').innerText.includes('too much for the server')")
+    assert "proxy" not in page.locator("#message").inner_text()
+    page.close()
+
+
 def test_drop(page):
     give(page, "drop", "Bag")
     assert cards(page, 1)[0].startswith("Bag")
