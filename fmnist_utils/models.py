@@ -184,13 +184,12 @@ class Classifier(_FrozenMixin):
                 raise ValueError(f"border={border}: only the first {fixed} layers neither learn nor are random.")
             return Layers(*layers[:border]), Layers(*layers[border:])
         last_frozen = max((i for i in range(1, fixed) if any(True for _ in layers[i].parameters())), default=0)
-        side = self.preprocess.image_size
-        x = self.preprocess.offset.expand(1, -1, side, side)  # as preprocessing an image would make, undisturbed
+        side, channels = self.preprocess.image_size, self.preprocess.offset.shape[1]
+        x = torch.empty(1, channels, side, side, device="meta")
         sizes = {0: x.numel()}
-        with torch.no_grad():
-            for i in range(1, fixed):
-                x = layers[i](x)
-                sizes[i] = x.numel()
+        for i in range(1, fixed):
+            x = _on_paper(layers[i], x)
+            sizes[i] = x.numel()
         border = min(range(last_frozen, fixed), key=lambda i: (sizes[i], -i)) + 1
         return Layers(*layers[:border]), Layers(*layers[border:])
 
@@ -335,12 +334,11 @@ def _torchvision_backbone(name: str, state: dict | None, image_size: int) -> nn.
     return nn.Sequential(OrderedDict({name: net}) if layers is None else _blocks(layers))
 
 
-def _feature_shape(backbone: nn.Module, channels: int, image_size: int) -> torch.Size:
-    """Shape of the features of one image, without computing them; ``channels`` are those of the input."""
-    tensors = chain(backbone.named_parameters(), backbone.named_buffers())
-    image = torch.empty(1, channels, image_size, image_size, device="meta")
+def _on_paper(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)`` on torch's meta device: the shape of the output without computing it; the module stays as it is."""
+    tensors = chain(module.named_parameters(), module.named_buffers())
     with torch.no_grad():
-        return functional_call(backbone.eval(), {name: t.to("meta") for name, t in tensors}, image).shape[1:]
+        return functional_call(module, {name: t.to("meta") for name, t in tensors}, x)
 
 
 def _small_cnn_backbone() -> nn.Sequential:
@@ -477,7 +475,8 @@ def build_model(
             cut_after = cut_after or blocks[-1]
             check_name("cut_after", cut_after, tuple(blocks))
             backbone = backbone[: blocks.index(cut_after) + 1]
-            channels, *sides = _feature_shape(backbone, len(stats[0]), image_size)
+            image = torch.empty(1, len(stats[0]), image_size, image_size, device="meta")
+            channels, *sides = _on_paper(backbone.eval(), image).shape[1:]
         except (AssertionError, RuntimeError) as error:  # torchvision's own checks, and maps smaller than a filter
             raise ValueError(
                 f"{name} cannot take images of {image_size}×{image_size} pixels ({error}): try {default_size}."
@@ -486,6 +485,11 @@ def build_model(
         if conv and not sides:
             raise ValueError(
                 f"head={head!r} needs a feature map, but {name} gives a vector: choose 'linear' or 'gap-256'."
+            )
+        if conv and min(sides) < 2:
+            raise ValueError(
+                f"head={head!r} halves its feature map, but {name} cut after {cut_after} leaves {sides[0]}×{sides[1]} of "
+                f"{image_size}×{image_size} pixels: take a larger image_size, an earlier cut_after, or another head."
             )
         top = make_head(channels, conv, pool if sides else 0, tuple(hidden), normalise, dropout)
     for module in backbone.modules():

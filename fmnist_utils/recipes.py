@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,12 +23,21 @@ from fmnist_utils.preprocess import Augment
 from fmnist_utils.processes import from_first, is_first, rank_and_count
 from fmnist_utils.train import fit_phases
 
+
+class ByProfile(NamedTuple):
+    """A value that depends on the profile; any other tuple in a recipe, such as a head of your own, is what it is."""
+
+    smoke: Any
+    cpu: Any
+    full: Any
+
+
 MIRROR = Augment(flip=1.0)
 #: Training images in the profiles smoke, cpu and full, unless a recipe has its own.
-IMAGES = (300, 20_000, 55_000)
+IMAGES = ByProfile(300, 20_000, 55_000)
 #: Sides in pixels that ResNet50 sees: on a CPU a small picture, so that a run takes minutes.
-RESNET_PIXELS = (32, 32, 224)
-RESNET_IMAGES = (300, 10_000, 55_000)
+RESNET_PIXELS = ByProfile(32, 32, 224)
+RESNET_IMAGES = ByProfile(300, 10_000, 55_000)
 #: What most descriptions of this task train with; the rate falls by a tenth per epoch.
 ADAM = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "schedule": "exponential"}
 
@@ -77,14 +87,14 @@ RECIPES = {
             {"trainable": 14, "epochs": 2, "lr": 3e-4, "backbone_lr": 7e-5, "weight_decay": 0.05},
             {"trainable": "all", "epochs": 8, "lr": 3e-4, "backbone_lr": 5e-5, "weight_decay": 0.05, "ema": 0.999},
         ],
-        "images": (64, 2_000, 55_000),
+        "images": ByProfile(64, 2_000, 55_000),
         "flip": True,
     },
     # The pictures VGG16 was made for, which only a GPU computes in minutes.
     "vgg16-frozen-224": {
-        "model": {"name": "vgg16", "head": "classic", "image_size": (32, 32, 224)},
+        "model": {"name": "vgg16", "head": "classic", "image_size": ByProfile(32, 32, 224)},
         "phases": [{"trainable": "head", "epochs": 10, "batch_size": 512, "lr": 4e-4, "label_smoothing": 0.1}],
-        "images": (64, 2_000, 55_000),
+        "images": ByProfile(64, 2_000, 55_000),
     },
     "resnet50-two-phase": {
         "model": {"name": "resnet50", "head": "gap-256", "image_size": RESNET_PIXELS},
@@ -111,7 +121,7 @@ RECIPES = {
             {"trainable": "head", "epochs": 15, **ADAM},
             {"trainable": "all", "epochs": 5, **ADAM, "backbone_lr": 3e-4, "schedule": "one-cycle"},
         ],
-        "images": (64, 3_000, 55_000),
+        "images": ByProfile(64, 3_000, 55_000),
     },
     # The baseline from scratch; its images are mirrored when testing, too.
     "small-cnn": {
@@ -127,23 +137,23 @@ RECIPES = {
         "model": {
             "name": "wide_resnet",
             "weights": None,
-            "image_size": (8, 12, 28),
+            "image_size": ByProfile(8, 12, 28),
             "augment": Augment(flip=0.5, shift=4 / 28, erasing=0.5),
         },
         "phases": [
             {
                 "trainable": "all",
-                "epochs": (1, 2, 80),
-                "batch_size": (32, 50, 250),
+                "epochs": ByProfile(1, 2, 80),
+                "batch_size": ByProfile(32, 50, 250),
                 "optimizer": "sgd",
-                "lr": (0.05, 0.05, 0.2),
+                "lr": ByProfile(0.05, 0.05, 0.2),
                 "weight_decay": 5e-4,
                 "label_smoothing": 0.1,
-                "ema": (0.5, 0.9, 0.999),
-                "compile": (False, False, True),
+                "ema": ByProfile(0.5, 0.9, 0.999),
+                "compile": ByProfile(False, False, True),
             }
         ],
-        "images": (64, 2_000, 55_000),
+        "images": ByProfile(64, 2_000, 55_000),
         "flip": True,
     },
 }
@@ -193,8 +203,8 @@ def run(
     """
     check_name("recipe", name, tuple(RECIPES))
     recipe = functools.reduce(leave_out, without, RECIPES[name])
-    settings = {k: _of_profile(v) for k, v in recipe["model"].items()}
-    phases = [{k: _of_profile(v) for k, v in phase.items()} for phase in recipe["phases"]]
+    settings = {k: of_profile(v) for k, v in recipe["model"].items()}
+    phases = [{k: of_profile(v) for k, v in phase.items()} for phase in recipe["phases"]]
     recipe_name = "-without-".join([name, *without])
     if random_weights:
         settings |= {"weights": None}
@@ -206,7 +216,7 @@ def run(
 
     train, val = train_val_split(load("train"))
     splits = {
-        "train": train.subset(_of_profile(recipe.get("images", IMAGES))),
+        "train": train.subset(of_profile(recipe.get("images", IMAGES))),
         "val": val.subset(pick(smoke=200, cpu=len(val), full=len(val))),
         "test": load("test").subset(pick(smoke=200, cpu=10_000, full=10_000)),
     }
@@ -274,8 +284,9 @@ def run(
     return from_first(write)
 
 
-def _of_profile(value):
-    return pick(**dict(zip(("smoke", "cpu", "full"), value, strict=True))) if isinstance(value, tuple) else value
+def of_profile(value):
+    """``value``, or the one of a :class:`ByProfile` that the current profile picks."""
+    return pick(**value._asdict()) if isinstance(value, ByProfile) else value
 
 
 def _inputs(model, recipe, splits, earlier_inputs, cache, verbose) -> tuple[dict, float, float]:

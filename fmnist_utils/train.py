@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset, Subset
 from torchvision.transforms.v2 import CutMix, MixUp
@@ -32,7 +32,7 @@ from fmnist_utils.models import Classifier, changed_state, check_name, load_stat
 from fmnist_utils.processes import from_first, joint_batch_norm, on_cpu, own_share, rank_and_count, total
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("one-cycle", "cosine", "exponential", "constant")
+SCHEDULES = ("one-cycle", "exponential", "constant")
 MIXES = ("mixup", "cutmix")
 
 
@@ -64,8 +64,8 @@ def fit(
 
     ``train`` and ``val`` are both images (:class:`~fmnist_utils.data.FashionMNIST`) or both
     :class:`~fmnist_utils.cache.CachedFeatures` of this model; with features only the layers behind the freeze border
-    run. ``schedule`` changes the learning rate every batch: ``one-cycle`` (Smith, 2018, arXiv:1803.09820), ``cosine``
-    (Loshchilov & Hutter, 2017, arXiv:1608.03983), ``exponential`` (times ``decay`` per epoch) or ``constant``.
+    run. ``schedule`` changes the learning rate every batch: ``one-cycle`` (Smith, 2018, arXiv:1803.09820),
+    ``exponential`` (times ``decay`` per epoch) or ``constant``.
     ``backbone_lr`` gives the backbone's layers a rate of their own, usually lower than the head's ``lr``.
     ``mix`` trains on pairs of images, torchvision's ``mixup`` (Zhang et al., 2018, arXiv:1710.09412) or ``cutmix`` (Yun
     et al., 2019, arXiv:1905.04899); ``ema`` validates and keeps an exponential moving average of the weights, such as
@@ -337,8 +337,6 @@ def make_schedule(optimizer, name: str, steps: int, steps_per_epoch: int, decay:
     check_name("schedule", name, SCHEDULES)
     if name == "one-cycle":
         return OneCycleLR(optimizer, max_lr=[group["lr"] for group in optimizer.param_groups], total_steps=steps + 1)
-    if name == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=steps)
     return ExponentialLR(optimizer, gamma=decay ** (1 / steps_per_epoch) if name == "exponential" else 1.0)
 
 

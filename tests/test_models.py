@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 from torchvision.models import resnet50, vgg16
 
@@ -330,6 +331,41 @@ def test_split_cuts_after_the_frozen_layers_where_least_has_to_be_stored(images,
             if len(list(stage.parameters())) >= frozen:
                 sizes.append(stage(images[:1]).numel())
     assert activation.numel() == min(sizes)
+
+
+class NoComputation(TorchDispatchMode):
+    """Within it only shapes may be computed: convolutions and products of matrices with values fail."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), settings=None):
+        if any(word in str(function) for word in ("convolution", "addmm", "batch_norm")):
+            assert all(x.device.type == "meta" for x in arguments if isinstance(x, torch.Tensor)), function
+        return function(*arguments, **settings or {})
+
+
+@pytest.mark.parametrize(("name", "size"), [("vgg16", 56), ("resnet18", 64), ("efficientnet_b0", 64)])
+def test_split_computes_shapes_only_and_disturbs_nothing(name, size, images):
+    model = build_model(name, weights=None, trainable="head", image_size=size)
+    before = copy.deepcopy(model.state_dict())
+    with NoComputation():
+        with pytest.raises(AssertionError):
+            model(images)
+        prefix, rest = model.split()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert {x.device.type for x in model.state_dict().values()} == {"cpu"}
+    # Where least has to be stored, of all borders behind the last frozen layer that has parameters.
+    sizes, x = [], images
+    for layer in prefix:
+        x = layer(x)
+        sizes.append(x.numel())
+    torch.testing.assert_close(rest(x), model(images))
+    learned = [i for i, layer in enumerate(prefix) if any(True for _ in layer.parameters())]
+    assert sizes[-1] <= min(sizes[learned[-1] :])
+
+
+def test_a_head_that_would_halve_a_map_of_one_pixel_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match=r"'conv' halves its feature map, but vgg16 cut after block5 leaves 1×1 of 56"):
+        build_model("vgg16", weights=None, image_size=56, head="conv")
+    build_model("vgg16", weights=None, image_size=64, head="conv")
 
 
 def test_split_leaves_no_frozen_layer_of_the_backbone_to_be_computed_again(small_vgg):

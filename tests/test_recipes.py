@@ -18,13 +18,13 @@ from fmnist_utils.train import MIXES, OPTIMIZERS, SCHEDULES, fit
 TINY_CNN = {
     "model": {"name": "small_cnn", "weights": None, "image_size": 12},
     "phases": [{"trainable": "all", "epochs": 2, "lr": 4e-3, "batch_size": 32}],
-    "images": (60, 60, 60),
+    "images": 60,
     "flip": True,
 }
 TINY_VGG = {
     "model": {"name": "vgg16", "cut_after": "block1", "head": "linear", "image_size": 16},
     "phases": [{"trainable": "head", "epochs": 1, "batch_size": 32}],
-    "images": (60, 60, 60),
+    "images": 60,
 }
 
 
@@ -32,12 +32,12 @@ TINY_VGG = {
 def test_every_recipe_can_be_built_and_trained_on_paper(name):
     recipe = recipes.RECIPES[name]
     assert set(recipe) <= {"model", "phases", "images", "views", "flip"}
-    settings = {key: recipes._of_profile(value) for key, value in recipe["model"].items()}
+    settings = {key: recipes.of_profile(value) for key, value in recipe["model"].items()}
     with torch.device("meta"):  # shapes without values
         model = build_model(**settings | {"weights": None})
     counts = []
     for phase in recipe["phases"]:
-        arguments = {key: recipes._of_profile(value) for key, value in phase.items()}
+        arguments = {key: recipes.of_profile(value) for key, value in phase.items()}
         set_trainable(model, arguments.pop("trainable"))
         counts.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
         bound = inspect.signature(fit).bind(model, None, None, **arguments)
@@ -135,9 +135,19 @@ def test_what_was_left_out_is_named_in_every_file(run):
 
 
 def test_settings_of_a_phase_follow_the_profile(run, monkeypatch):
-    phase = TINY_CNN["phases"][0] | {"epochs": (1, 5, 9)}
+    phase = TINY_CNN["phases"][0] | {"epochs": recipes.ByProfile(1, 5, 9)}
     monkeypatch.setitem(recipes.RECIPES, "tiny-cnn", TINY_CNN | {"phases": [phase]})
     assert run("tiny-cnn")[1]["epochs"] == 1
+
+
+def test_a_head_of_your_own_is_no_value_by_profile(run, monkeypatch):
+    head = (0, 2, (16, 12), True)
+    monkeypatch.setitem(recipes.RECIPES, "tiny-cnn", TINY_CNN | {"model": TINY_CNN["model"] | {"head": head}})
+    _, result, _ = run("tiny-cnn", save=True)
+    card = json.loads((run.folder / "data" / "models" / "tiny-cnn.json").read_text(encoding="utf-8"))
+    assert card["model"]["head"] == [0, 2, [16, 12], True]
+    _, plain, _ = run("tiny-vgg")
+    assert result["parameters"]["total"] != plain["parameters"]["total"]
 
 
 def test_unknown_recipe_is_refused_with_the_nearest_known_one():

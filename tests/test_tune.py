@@ -193,7 +193,7 @@ def test_winner_runs_as_a_recipe(tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "load", splits.get)
     monkeypatch.setattr(recipes, "train_val_split", lambda dataset: (splits["train"], splits["test"]))
     monkeypatch.setattr(recipes, "save_result", lambda *a, **k: save_result(*a, **k, folder=tmp_path))
-    found = tune.as_recipe(optuna.trial.FixedTrial(BEST)) | {"images": (60, 60, 60)}
+    found = tune.as_recipe(optuna.trial.FixedTrial(BEST)) | {"images": 60}
     monkeypatch.setitem(recipes.RECIPES, "found", found)
     result = json.loads(recipes.run("found", verbose=False).read_text())
     assert (result["views"], result["cut_after"], result["epochs"]) == (2, "block2", 2)
