@@ -25,10 +25,11 @@ from PIL import Image
 
 from fmnist_utils import ROOT, pick
 from fmnist_utils.data import CLASSES, FashionMNIST, load
-from fmnist_utils.evaluate import predict, save_benchmark
+from fmnist_utils.evaluate import predict
 from fmnist_utils.models import load_model
 from fmnist_utils.photos import STEPS
 from fmnist_utils.plots import COLORS, use_style
+from fmnist_utils.results import save_benchmark
 
 CLIENTS, WARM_UP = 8, 4
 ALONE, TOGETHER = pick(smoke=8, cpu=100, full=100), pick(smoke=20, cpu=500, full=500)

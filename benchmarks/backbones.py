@@ -18,10 +18,11 @@ from usual_loop import weights_of
 from fmnist_utils import ROOT, pick
 from fmnist_utils.cache import cache_features
 from fmnist_utils.data import load, train_val_split
-from fmnist_utils.evaluate import predict, save_benchmark, score
+from fmnist_utils.evaluate import predict, score
 from fmnist_utils.models import Classifier, build_model, summary
 from fmnist_utils.plots import COLORS, use_style
 from fmnist_utils.recipes import RECIPES
+from fmnist_utils.results import save_benchmark
 from fmnist_utils.train import fit
 
 TRAIN, VAL, TEST = pick(smoke=(40, 20, 20), cpu=(3_000, 1_000, 4_000), full=(55_000, 5_000, 10_000))

@@ -31,9 +31,9 @@ import pandas as pd
 from fmnist_utils import ROOT, pick, profile
 from fmnist_utils.cache import cache_features
 from fmnist_utils.data import load
-from fmnist_utils.evaluate import peak_memory_mb, save_benchmark
 from fmnist_utils.models import build_model, leaves, summary
 from fmnist_utils.plots import COLORS, use_style
+from fmnist_utils.results import peak_memory_mb, save_benchmark
 from fmnist_utils.train import fit
 
 BASE = pick(

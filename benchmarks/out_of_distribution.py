@@ -25,10 +25,10 @@ from torch import Tensor
 
 from fmnist_utils import ROOT, pick
 from fmnist_utils.data import FashionMNIST, load, train_val_split
-from fmnist_utils.evaluate import save_benchmark
 from fmnist_utils.models import Classifier, load_model
 from fmnist_utils.outliers import TRAIN, VAL, Outliers, features
 from fmnist_utils.plots import use_style
+from fmnist_utils.results import save_benchmark
 
 MODELS = ("small-cnn", "vgg16-block3-two-views")[: pick(smoke=1, cpu=2, full=2)]
 TRAIN, VAL = pick(smoke=(300, 200), cpu=(TRAIN, VAL), full=(TRAIN, VAL))

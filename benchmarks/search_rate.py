@@ -16,10 +16,10 @@ from optuna import TrialPruned
 
 from fmnist_utils import pick
 from fmnist_utils.data import load, train_val_split
-from fmnist_utils.evaluate import save_benchmark
 from fmnist_utils.models import build_model
 from fmnist_utils.plots import COLORS, use_style
 from fmnist_utils.preprocess import Augment
+from fmnist_utils.results import save_benchmark
 from fmnist_utils.train import fit
 from fmnist_utils.tune import DONE, as_recipe, search
 

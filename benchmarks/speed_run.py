@@ -22,9 +22,10 @@ from matplotlib.ticker import PercentFormatter
 
 from fmnist_utils import pick, plots
 from fmnist_utils.data import FashionMNIST, load, train_val_split
-from fmnist_utils.evaluate import predict, save_benchmark, score
+from fmnist_utils.evaluate import predict, score
 from fmnist_utils.models import build_model
 from fmnist_utils.preprocess import Augment
+from fmnist_utils.results import save_benchmark
 from fmnist_utils.train import fit
 
 SMALL = {"backbone": "small_cnn", "lr": 4e-3, "weight_decay": 0.05, "label_smoothing": 0.05}

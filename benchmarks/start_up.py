@@ -21,8 +21,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from fmnist_utils import pick
-from fmnist_utils.evaluate import save_benchmark
 from fmnist_utils.plots import COLORS, use_style
+from fmnist_utils.results import save_benchmark
 
 PROCESSES = pick(smoke=1, cpu=7, full=7)
 MODULES = ("data", "preprocess", "models", "cache", "train", "evaluate", "plots", "recipes", "explain")

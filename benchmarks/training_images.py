@@ -26,10 +26,11 @@ from sklearn.model_selection import train_test_split
 from fmnist_utils import ROOT, pick, profile
 from fmnist_utils.cache import CachedFeatures, cache_features
 from fmnist_utils.data import load, replacing, train_val_split
-from fmnist_utils.evaluate import predict, save_benchmark, score
+from fmnist_utils.evaluate import predict, score
 from fmnist_utils.models import build_model
 from fmnist_utils.plots import COLORS, use_style
 from fmnist_utils.recipes import RECIPES
+from fmnist_utils.results import save_benchmark
 from fmnist_utils.train import fit
 
 IMAGES = pick(smoke=(20, 60), cpu=(100, 300, 1_000), full=(100, 300, 1_000, 3_000, 10_000, 30_000, 55_000))

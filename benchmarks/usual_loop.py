@@ -44,10 +44,11 @@ from torchvision import transforms
 from fmnist_utils import pick
 from fmnist_utils.cache import cache_features
 from fmnist_utils.data import FashionMNIST, load, make_loader, read_csv, train_val_split, write_csv
-from fmnist_utils.evaluate import peak_memory_mb, predict, save_benchmark, score
+from fmnist_utils.evaluate import predict, score
 from fmnist_utils.models import Classifier, WeightsUnavailable, build_model, find_weights
 from fmnist_utils.plots import COLORS, use_style
 from fmnist_utils.recipes import RECIPES
+from fmnist_utils.results import peak_memory_mb, save_benchmark
 from fmnist_utils.train import fit
 
 BATCH, LR, WORKERS = 32, 1e-3, 2

@@ -19,6 +19,7 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -35,6 +36,11 @@ logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it war
 #: Compiling takes up to a minute and saves little where channels-last convolutions are near the machine's limit
 #: already (benchmarks/prefix_engine.py measures both), so eager passes shorter than this stay eager.
 COMPILE_ABOVE_SECONDS = 300.0
+
+# What the engines made of a model's frozen layers, with what it was made for: the next pass need not make it again, and
+# all splits go through the same quantised layers. Beside the models, not on them: they stay what pickle can store.
+_COMPILED: WeakKeyDictionary[Classifier, tuple] = WeakKeyDictionary()
+_OPENVINO: WeakKeyDictionary[Classifier, tuple] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -282,7 +288,7 @@ class _Engine:
         self.half = half_precision(device.type)
         # Compiled code holds the weights it was made with, and is made anew for another batch size.
         self.compiled_for = (own_key, batch_size)
-        compiled = getattr(model, "_compiled_prefix", None)
+        compiled = _COMPILED.get(model)
         if compiled and compiled[0] == self.compiled_for and device.type == "cpu":
             self.layers, self.name, self.calls = compiled[1], "compiled", 2
 
@@ -304,8 +310,7 @@ class _Engine:
         except Exception as error:  # a compiler that is present but does not work must not stop the pass
             self.name = f"eager, because compiling failed: {type(error).__name__}"
             return
-        # Kept with the model, so that the next pass need not compile again; not registered as a submodule.
-        object.__setattr__(self.model, "_compiled_prefix", (self.compiled_for, compiled))
+        _COMPILED[self.model] = (self.compiled_for, compiled)
         self.layers, self.name = compiled, "compiled"
 
 
@@ -317,12 +322,11 @@ class _OpenVINO:
     ) -> None:
         self.preprocess = prefix[0]
         self.name = "OpenVINO, int8" if calibration is not None else "OpenVINO, float32"
-        kept = getattr(model, "_openvino_prefix", None)
+        kept = _OPENVINO.get(model)
         if kept is None or kept[0] != made_for:
             batches = [self.preprocess(part) for part in calibration.images.split(32)] if calibration else []
             kept = (made_for, openvino_frozen(prefix[1:], model.preprocess.image_size, batches))
-            # Kept with the model like compiled layers, so that all splits pass through the same quantised ones.
-            object.__setattr__(model, "_openvino_prefix", kept)
+            _OPENVINO[model] = kept
         self.layers = kept[1]
 
     def __call__(self, images: Tensor) -> Tensor:

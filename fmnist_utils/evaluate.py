@@ -1,27 +1,44 @@
-"""Predictions, metrics, and the files under ``results/`` from which every number in the course comes.
+"""Predictions, and what they are worth: metrics, intervals, comparison, calibration.
 
 Explained in ``notebooks/03_vgg16_transfer_learning.ipynb`` and ``notebooks/05_evaluation_and_visualization.ipynb``.
+The names of :mod:`fmnist_utils.results` that notebooks use are here, too.
 """
-
-import datetime
-import json
-import platform
-import re
-import sys
-from collections.abc import Iterable
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import Dataset, Subset
 
-from fmnist_utils import ROOT, profile
 from fmnist_utils.cache import CachedFeatures, as_input
-from fmnist_utils.data import CLASSES, FashionMNIST, make_loader, replacing
-from fmnist_utils.models import Classifier, check_name, summary
+from fmnist_utils.data import CLASSES, FashionMNIST, make_loader
+from fmnist_utils.models import Classifier
 from fmnist_utils.processes import exchange, own_share, shares
+from fmnist_utils.results import (
+    hardware,
+    load_predictions,
+    load_results,
+    peak_memory_mb,
+    save_benchmark,
+    save_result,
+    versions,
+)
+
+__all__ = [
+    "accuracy_interval",
+    "fit_temperature",
+    "hardware",
+    "load_predictions",
+    "load_results",
+    "mcnemar",
+    "peak_memory_mb",
+    "predict",
+    "reliability",
+    "save_benchmark",
+    "save_result",
+    "score",
+    "versions",
+    "with_temperature",
+]
 
 
 @torch.no_grad()
@@ -128,213 +145,3 @@ def fit_temperature(probabilities: np.ndarray, labels: torch.Tensor) -> float:
         return score(with_temperature(probabilities, np.exp(log_temperature)), labels)["loss"]
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
-
-
-def peak_memory_mb() -> float:
-    """Largest memory this process has had so far, in MB (10⁶ bytes)."""
-    try:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-    except ImportError:  # Windows
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset / 1e6
-
-
-def hardware() -> dict[str, str | int]:
-    """``device`` (cuda, mps or cpu), name of the processor (and GPU), number of ``cores`` torch's threads use."""
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file() and (match := re.search(r"model name\s*:\s*(.+)", info.read_text())):
-        cpu = match[1]
-    found = {"device": device, "cpu": cpu, "cores": torch.get_num_threads()}
-    return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
-    return {"python": platform.python_version()} | {
-        name: version(name) for name in ("torch", "torchvision", "accelerate", "numpy", "scikit-learn")
-    }
-
-
-def save_result(
-    recipe: str,
-    model: Classifier,
-    *,
-    train_images: int,
-    history: pd.DataFrame,
-    metrics: dict[str, float],
-    seconds: dict[str, float],
-    seeds: Iterable[int] = (0,),
-    predictions: dict[str, np.ndarray] | None = None,
-    folder: Path = ROOT / "results",
-    **extra,
-) -> Path:
-    """Write ``results/<recipe>-<profile>.json``, one finished run, and bring README's results table up to date.
-
-    ``metrics`` and ``seconds`` are named as in the project's schema (``test_accuracy``, ``val_accuracy``, …;
-    ``prefix_pass``, ``training``, ``evaluation``, ``total``). ``predictions`` (probabilities by split, such as
-    ``{"val": …, "test": …}``) go to ``results/predictions/``, where :func:`load_predictions` finds them. A second run
-    of the same name replaces the first.
-    """
-    parameters = list(model.parameters())
-    result = {
-        "recipe": recipe,
-        "profile": profile(),
-        "backbone": model.config["name"],
-        "weights": model.weights,
-        "cut_after": model.config["cut_after"],
-        "image_size": model.config["image_size"],
-        "train_images": train_images,
-        "epochs": len(history),
-        "seeds": list(seeds),
-        "metrics": {k: round(v, 5) for k, v in metrics.items()},
-        "seconds": {k: round(v, 1) for k, v in seconds.items()},
-        "peak_memory_mb": round(peak_memory_mb()),
-        "parameters": {
-            "total": sum(p.numel() for p in parameters),
-            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-        },
-        "mflops_per_image": round(float(summary(model).MFLOPs["total"]), 1),
-        "history": json.loads(history.reset_index().to_json(orient="records", double_precision=6)),
-        "hardware": hardware(),
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
-        **extra,
-    }
-    path = folder / f"{recipe}-{profile()}.json"
-    if predictions:
-        (folder / "predictions").mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "predictions" / f"{path.stem}.npz") as temporary, temporary.open("wb") as file:
-            # Logarithms, because float16 holds no probability below 6e-8.
-            logs = {k: np.log(np.maximum(v, 1e-12)).astype(np.float16) for k, v in predictions.items()}
-            np.savez_compressed(file, **logs)
-    write_text(path, json.dumps(result, indent=1) + "\n")
-    _update_readme(folder)
-    return path
-
-
-def _update_readme(folder: Path) -> None:
-    readme = folder.parent / "README.md"
-    if profile() != "smoke" and readme.is_file():
-        write_text(readme, with_tables(readme.read_text(encoding="utf-8"), folder))
-
-
-def save_benchmark(
-    name: str,
-    *,
-    setting: str,
-    ours: float,
-    reference: float,
-    unit: str,
-    figure=None,
-    folder: Path = ROOT / "results",
-    **extra,
-) -> Path:
-    """Write ``results/benchmarks/<name>-<profile>.json``: two measurements of one run and their ratio ours : reference.
-
-    ``unit`` says what was measured, for example ``"images/s"``. A matplotlib ``figure`` goes to
-    ``results/figures/<name>-<profile>.png``. README's table of benchmarks is brought up to date.
-    """
-    benchmark = {
-        "name": name,
-        "profile": profile(),
-        "setting": setting,
-        "ours": round(ours, 2),
-        "reference": round(reference, 2),
-        "ratio": round(ours / reference, 2),
-        "unit": unit,
-        "hardware": hardware(),
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
-        **extra,
-    }
-    path = folder / "benchmarks" / f"{name}-{profile()}.json"
-    write_text(path, json.dumps(benchmark, indent=1) + "\n")
-    if figure is not None:
-        (folder / "figures").mkdir(exist_ok=True)
-        with replacing(folder / "figures" / f"{path.stem}.png") as temporary:
-            figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
-    _update_readme(folder)
-    return path
-
-
-def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def load_results(folder: Path = ROOT / "results", profiles: Iterable[str] = ("cpu", "full")) -> pd.DataFrame:
-    """Every recorded run as one row, best test accuracy first, with columns named like ``metrics.macro_f1``."""
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    runs = [run for run in runs if run["profile"] in profiles]
-    if not runs:
-        return pd.DataFrame(columns=["recipe", "profile", "metrics.test_accuracy"])
-    table = pd.json_normalize([{k: v for k, v in run.items() if k != "history"} for run in runs])
-    return table.sort_values("metrics.test_accuracy", ascending=False, ignore_index=True)
-
-
-def load_predictions(run: str, split: str = "test", folder: Path = ROOT / "results") -> np.ndarray:
-    """Recorded probabilities, float32 [N, 10], of a run such as ``"small-cnn-full"``; ``split``: ``val`` or ``test``.
-
-    They belong to the run's first seed; the images are those of ``load("test")`` or of ``train_val_split``. Raises
-    ``FileNotFoundError`` with the names there are, and ``ValueError`` for an unknown split.
-    """
-    path = folder / "predictions" / f"{run}.npz"
-    if not path.is_file():
-        names = ", ".join(sorted(file.stem for file in path.parent.glob("*.npz")))
-        raise FileNotFoundError(f"No predictions of a run {run!r} in {path.parent}; there are: {names or 'none'}.")
-    with np.load(path) as file:
-        check_name("split", split, tuple(file.files))
-        return torch.from_numpy(file[split].astype(np.float32)).softmax(1).numpy()
-
-
-def results_table(folder: Path = ROOT / "results") -> str:
-    """README's results table in Markdown, made from ``results/`` alone."""
-    lines = [
-        "| run | weights | training images | size | test accuracy | macro F1 | trainable | time | hardware |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---|",
-    ]
-    for run in load_results(folder).to_dict("records"):
-        cores = run["hardware.cores"]
-        device = f"{cores} CPU core{'s' if cores > 1 else ''} ({run['hardware.cpu']})"
-        if run["hardware.device"] != "cpu":
-            device = run["hardware.gpu"] if run["hardware.device"] == "cuda" else f"Apple GPU ({run['hardware.cpu']})"
-        weights = "ImageNet" if run["weights"].startswith("imagenet") else "random"
-        accuracy = f"{run['metrics.test_accuracy']:.2%}"
-        if len(run["seeds"]) > 1:
-            accuracy += f" ± {100 * run['metrics.test_accuracy_sd']:.2f} ({len(run['seeds'])} seeds)"
-        lines.append(
-            f"| `{run['recipe']}-{run['profile']}` | {weights} | {run['train_images']:,} | {run['image_size']} px "
-            f"| {accuracy} | {run['metrics.macro_f1']:.4f} | {run['parameters.trainable']:,} "
-            f"| {run['seconds.total'] / 60:.1f} min | {device} |"
-        )
-    return "\n".join(lines)
-
-
-def benchmarks_table(folder: Path = ROOT / "results") -> str:
-    """README's table of benchmarks in Markdown: the headline pair of each file under ``results/benchmarks``."""
-    lines = ["| benchmark | ours | against | | what was measured |", "|---|---:|---:|---|---|"]
-    for path in sorted((folder / "benchmarks").glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["profile"] == "smoke" or "ratio" not in found:
-            continue
-        link = f"[`{path.stem}`](results/benchmarks/{path.name})"
-        pair = " | ".join(
-            f"{value:,.0f}" if (value := found[key]) >= 100 else f"{value:.3g}" for key in ("ours", "reference")
-        )
-        lines.append(f"| {link} | {pair} | {found['unit']} | {found['setting']} |")
-    return "\n".join(lines)
-
-
-def with_tables(readme: str, folder: Path = ROOT / "results") -> str:
-    """``readme`` with :func:`results_table` and :func:`benchmarks_table` between the markers of each."""
-    for marker, table in (("results", results_table(folder)), ("benchmarks", benchmarks_table(folder))):
-        between = re.compile(rf"(?<=<!-- {marker}:start)([^>]*-->\n).*?(?=<!-- {marker}:end -->)", re.DOTALL)
-        readme = between.sub(lambda match, table=table: match[1] + table + "\n", readme)
-    return readme

@@ -488,8 +488,8 @@ def build_model(
             )
         if conv and min(sides) < 2:
             raise ValueError(
-                f"head={head!r} halves its feature map, but {name} cut after {cut_after} leaves {sides[0]}×{sides[1]} of "
-                f"{image_size}×{image_size} pixels: take a larger image_size, an earlier cut_after, or another head."
+                f"head={head!r} halves its feature map, but {name} cut after {cut_after} leaves {sides[0]}×{sides[1]} "
+                f"of {image_size}×{image_size} pixels: take a larger image_size, an earlier cut_after, or another head."
             )
         top = make_head(channels, conv, pool if sides else 0, tuple(hidden), normalise, dropout)
     for module in backbone.modules():

@@ -17,10 +17,11 @@ import numpy as np
 from fmnist_utils import ROOT, pick, profile
 from fmnist_utils.cache import CachedFeatures, cache_features
 from fmnist_utils.data import FashionMNIST, load, train_val_split
-from fmnist_utils.evaluate import predict, save_result, score
+from fmnist_utils.evaluate import predict, score
 from fmnist_utils.models import Classifier, build_model, check_name, save_model, set_trainable
 from fmnist_utils.preprocess import Augment
 from fmnist_utils.processes import from_first, is_first, rank_and_count
+from fmnist_utils.results import save_result
 from fmnist_utils.train import fit_phases
 
 

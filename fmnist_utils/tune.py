@@ -26,9 +26,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from fmnist_utils import ROOT, pick, profile
 from fmnist_utils.cache import CachedFeatures, cache_features
 from fmnist_utils.data import FashionMNIST, load, replacing, train_val_split
-from fmnist_utils.evaluate import hardware, versions, write_text
 from fmnist_utils.models import build_model, leaves
 from fmnist_utils.recipes import MIRROR
+from fmnist_utils.results import hardware, versions, write_text
 from fmnist_utils.train import fit
 
 #: Trials drawn at random before the sampler learns from them.

@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from fmnist_utils import ROOT, profile
-from fmnist_utils.evaluate import hardware, versions, write_text
+from fmnist_utils.results import hardware, versions, write_text
 
 
 class MeasuredClient(NotebookClient):

@@ -28,7 +28,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from fmnist_utils import ROOT
 from fmnist_utils.data import CLASSES, load
-from fmnist_utils.evaluate import load_predictions
+from fmnist_utils.results import load_predictions
 
 for package in ("dash", "waitress", "captum"):
     pytest.importorskip(package, reason='needs the extra "app"')

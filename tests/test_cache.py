@@ -1,6 +1,9 @@
 """`fmnist_utils.cache` against torchvision's own forward pass on the same images."""
 
+import gc
+import pickle
 import sys
+import weakref
 
 import numpy as np
 import psutil
@@ -259,6 +262,26 @@ def test_activations_beyond_float16_are_an_error(small_vgg, tiny, tmp_path):
 # --------------------------------------------------------------------------------------------------------- engines
 
 
+def assert_returns_from_pickle(model, data):
+    """An engine leaves nothing on the model that could not be stored, nor keeps alive what nobody else needs."""
+    restored = pickle.loads(pickle.dumps(model))
+    with torch.no_grad():
+        torch.testing.assert_close(restored(data.images), model.eval()(data.images), rtol=0, atol=0)
+    assert vars(model).keys() - {"layers"} == vars(build_model("small_cnn", weights=None)).keys() - {"layers"}
+
+
+def test_a_model_that_was_compiled_can_be_forgotten(small_vgg, tiny, monkeypatch):
+    monkeypatch.setattr(cache, "COMPILE_ABOVE_SECONDS", 0.0)
+    monkeypatch.setattr(cache, "find_compiler", lambda: "g++")
+    monkeypatch.setattr(cache, "compile_frozen", lambda layers, x: layers)
+    model = small_vgg()
+    assert cached(model, tiny, batch_size=30).report.engine == "compiled"
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+
+
 @pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
 def test_compiled_pass_gives_the_features_of_the_eager_one(small_vgg, tiny, tiny_val, expected_features, monkeypatch):
     monkeypatch.setattr(cache, "COMPILE_ABOVE_SECONDS", 0.0)
@@ -266,6 +289,7 @@ def test_compiled_pass_gives_the_features_of_the_eager_one(small_vgg, tiny, tiny
     found = cached(model, tiny, batch_size=30)
     assert found.report.engine == "compiled"
     assert_close_in_float16(found.features[0], expected_features(tiny.images))
+    assert_returns_from_pickle(model, tiny)
     # The same code serves other images, of which the last batch is ragged, too.
     monkeypatch.setattr(torch, "compile", None)
     found = cached(model, tiny_val, batch_size=30)
@@ -303,6 +327,7 @@ def test_openvino_gives_the_features_of_torch(small_vgg, tiny, expected_features
     assert error < largest
     if int8:
         assert error > 1e-3  # or it would not be int8
+    assert_returns_from_pickle(model, tiny)
     # Another split goes through the same network: it is not built (and calibrated) again.
     monkeypatch.setattr(cache, "openvino_frozen", None)
     part = cache_features(model, tiny.select(range(40, 80)), **settings)

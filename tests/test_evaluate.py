@@ -12,25 +12,28 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 import fmnist_utils
-from fmnist_utils import ROOT, evaluate
+from fmnist_utils import ROOT
 from fmnist_utils.cache import cache_features
 from fmnist_utils.evaluate import (
     accuracy_interval,
     fit_temperature,
-    load_predictions,
-    load_results,
     mcnemar,
-    peak_memory_mb,
     predict,
     reliability,
-    results_table,
-    save_benchmark,
-    save_result,
     score,
-    with_tables,
     with_temperature,
 )
 from fmnist_utils.preprocess import Augment
+from fmnist_utils.results import (
+    load_predictions,
+    load_results,
+    peak_memory_mb,
+    results_table,
+    save_benchmark,
+    save_result,
+    with_tables,
+    write_text,
+)
 
 # The schema of results/*.json: what every recorded run has, and what each nested part of it has.
 RESULT_KEYS = {
@@ -462,7 +465,7 @@ def test_accuracies_are_collected_from_metrics_and_not_from_histories(tmp_path):
 def test_readme_shows_the_recorded_runs():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(re.findall("<!-- results:start", readme)) == len(re.findall("<!-- results:end -->", readme)) == 1
-    assert with_tables(readme) == readme, "run fmnist_utils.evaluate.with_tables over README.md"
+    assert with_tables(readme) == readme, "run python -m fmnist_utils.results"
 
 
 def test_readme_claims_no_accuracy_that_is_not_recorded():
@@ -497,5 +500,5 @@ def test_result_files_are_written_beside_and_moved(project, monkeypatch, small_v
 
     monkeypatch.setattr(type(path), "write_text", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        evaluate.write_text(path, "{}")
+        write_text(path, "{}")
     assert path.read_bytes() == before and names_in(path.parent) == [path.name]

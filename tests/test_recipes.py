@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fmnist_utils import data, recipes
-from fmnist_utils.evaluate import load_predictions, save_result
 from fmnist_utils.models import build_model, set_trainable
 from fmnist_utils.preprocess import Augment
+from fmnist_utils.results import load_predictions, save_result
 from fmnist_utils.train import MIXES, OPTIMIZERS, SCHEDULES, fit
 
 TINY_CNN = {

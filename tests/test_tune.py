@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 from optuna.trial import TrialState
 
 from fmnist_utils import data, recipes, tune
-from fmnist_utils.evaluate import save_result
+from fmnist_utils.results import save_result
 
 BEST = {"views": 2, "cut_after": "block2", "head": "gap-256", "dropout": 0.234567, "lr": 2e-3, "weight_decay": 1e-2}
 

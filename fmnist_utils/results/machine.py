@@ -1,0 +1,40 @@
+"""Where a number was measured: processor, versions, memory."""
+
+import platform
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def peak_memory_mb() -> float:
+    """Largest memory this process has had so far, in MB (10⁶ bytes)."""
+    try:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 1e6
+
+
+def hardware() -> dict[str, str | int]:
+    """``device`` (cuda, mps or cpu), name of the processor (and GPU), number of ``cores`` torch's threads use."""
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file() and (match := re.search(r"model name\s*:\s*(.+)", info.read_text())):
+        cpu = match[1]
+    found = {"device": device, "cpu": cpu, "cores": torch.get_num_threads()}
+    return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    return {"python": platform.python_version()} | {
+        name: version(name) for name in ("torch", "torchvision", "accelerate", "numpy", "scikit-learn")
+    }

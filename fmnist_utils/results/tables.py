@@ -1,0 +1,69 @@
+"""README's tables, made from the files under ``results/`` alone."""
+
+import json
+import re
+from pathlib import Path
+
+from fmnist_utils import ROOT, profile
+from fmnist_utils.data import replacing
+from fmnist_utils.results.reading import load_results
+
+
+def results_table(folder: Path = ROOT / "results") -> str:
+    """README's results table in Markdown, made from ``results/`` alone."""
+    lines = [
+        "| run | weights | training images | size | test accuracy | macro F1 | trainable | time | hardware |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for run in load_results(folder).to_dict("records"):
+        cores = run["hardware.cores"]
+        device = f"{cores} CPU core{'s' if cores > 1 else ''} ({run['hardware.cpu']})"
+        if run["hardware.device"] != "cpu":
+            device = run["hardware.gpu"] if run["hardware.device"] == "cuda" else f"Apple GPU ({run['hardware.cpu']})"
+        weights = "ImageNet" if run["weights"].startswith("imagenet") else "random"
+        accuracy = f"{run['metrics.test_accuracy']:.2%}"
+        if len(run["seeds"]) > 1:
+            accuracy += f" ± {100 * run['metrics.test_accuracy_sd']:.2f} ({len(run['seeds'])} seeds)"
+        lines.append(
+            f"| `{run['recipe']}-{run['profile']}` | {weights} | {run['train_images']:,} | {run['image_size']} px "
+            f"| {accuracy} | {run['metrics.macro_f1']:.4f} | {run['parameters.trainable']:,} "
+            f"| {run['seconds.total'] / 60:.1f} min | {device} |"
+        )
+    return "\n".join(lines)
+
+
+def benchmarks_table(folder: Path = ROOT / "results") -> str:
+    """README's table of benchmarks in Markdown: the headline pair of each file under ``results/benchmarks``."""
+    lines = ["| benchmark | ours | against | | what was measured |", "|---|---:|---:|---|---|"]
+    for path in sorted((folder / "benchmarks").glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["profile"] == "smoke" or "ratio" not in found:
+            continue
+        link = f"[`{path.stem}`](results/benchmarks/{path.name})"
+        pair = " | ".join(
+            f"{value:,.0f}" if (value := found[key]) >= 100 else f"{value:.3g}" for key in ("ours", "reference")
+        )
+        lines.append(f"| {link} | {pair} | {found['unit']} | {found['setting']} |")
+    return "\n".join(lines)
+
+
+def with_tables(readme: str, folder: Path = ROOT / "results") -> str:
+    """``readme`` with :func:`results_table` and :func:`benchmarks_table` between the markers of each."""
+    for marker, table in (("results", results_table(folder)), ("benchmarks", benchmarks_table(folder))):
+        between = re.compile(rf"(?<=<!-- {marker}:start)([^>]*-->\n).*?(?=<!-- {marker}:end -->)", re.DOTALL)
+        readme = between.sub(lambda match, table=table: match[1] + table + "\n", readme)
+    return readme
+
+
+def update_readme(folder: Path = ROOT / "results") -> None:
+    """Bring the tables of the README beside ``folder`` up to date; not in the smoke profile, nor without a README."""
+    readme = folder.parent / "README.md"
+    if profile() != "smoke" and readme.is_file():
+        write_text(readme, with_tables(readme.read_text(encoding="utf-8"), folder))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, UTF-8 with ``\\n``, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
