@@ -3,6 +3,8 @@
 import os
 
 os.environ["FMNIST_PROFILE"] = "smoke"
+# Before torch is imported; the notebooks' kernels and the benchmarks' processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import matplotlib
 import pytest

@@ -4,7 +4,8 @@ The notebooks explain every function once and import it afterwards; each docstri
 Data flows one way: ``data -> preprocess -> models -> cache -> train -> evaluate -> plots``; ``recipes`` (whole
 runs by name), ``tune`` (searches), ``explain`` (Grad-CAM), ``export`` (ONNX files, and LiteRT's with ``litert``),
 ``photos`` and ``outliers`` (pictures from elsewhere) and the web page (``serving``, ``app_pages``, ``app``) sit on top;
-``processes`` lets cache, train and evaluate run in several.
+``processes`` lets cache, train and evaluate run in several. Two rooms beside them: ``sources`` reads and finds the
+data's files for ``data``, ``results`` writes and reads what was measured.
 """
 
 import os

@@ -14,6 +14,8 @@ import torchvision
 
 from fmnist_utils import ROOT, data
 from fmnist_utils.data import CLASSES, DataError, FashionMNIST
+from fmnist_utils.sources import csv_files, files
+from fmnist_utils.sources import idx as idx_files
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -37,8 +39,9 @@ def home(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
     """A project folder without data, and no mirror to download from."""
-    monkeypatch.setattr(data, "ROOT", tmp_path / "project")
-    monkeypatch.setattr(data, "_MIRRORS", ())
+    monkeypatch.setattr(files, "ROOT", tmp_path / "project")
+    monkeypatch.setattr(idx_files, "ROOT", tmp_path / "project")
+    monkeypatch.setattr(idx_files, "MIRRORS", ())
     (tmp_path / "project").mkdir()
     return tmp_path / "project"
 
@@ -183,7 +186,7 @@ def mirrors(project, tmp_path, monkeypatch) -> tuple[Path, Path]:
     folders = tmp_path / "mirror1", tmp_path / "mirror2"
     for folder in folders:
         put_published(folder)
-    monkeypatch.setattr(data, "_MIRRORS", tuple(f"{folder.as_uri()}/" for folder in folders))
+    monkeypatch.setattr(idx_files, "MIRRORS", tuple(f"{folder.as_uri()}/" for folder in folders))
     return folders
 
 
@@ -196,13 +199,13 @@ def spoil(folder: Path, how: str) -> None:
 
 def test_download_once_then_use_the_copy(mirrors, project, test_set, monkeypatch):
     assert same(data.load("test"), test_set)
-    monkeypatch.setattr(data, "_MIRRORS", ())
+    monkeypatch.setattr(idx_files, "MIRRORS", ())
     assert same(data.load("test"), test_set)
     assert sorted(p.name for p in (project / "data/fashion-mnist").iterdir()) == [f"{name}.gz" for name in TEST_FILES]
 
 
 def test_download_goes_home_when_the_project_is_read_only(mirrors, project, monkeypatch):
-    monkeypatch.setattr(data.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(idx_files.os, "access", lambda path, mode: False)
     assert data.load("test").source == "~/.cache/fmnist_utils/fashion-mnist (SHA-256 verified)"
     assert not list(project.iterdir())
 
@@ -330,7 +333,7 @@ def test_csv_written_by_pandas(tmp_path, test_set, monkeypatch):
     table.insert(0, "label", some.labels.numpy())
     table.to_csv(tmp_path / "kaggle.csv", index=False)
     # An ordinary file must not need the slow reader.
-    monkeypatch.delattr(data, "_read_csv_carefully")
+    monkeypatch.delattr(csv_files, "read_carefully")
     assert same(data.read_csv(tmp_path / "kaggle.csv"), some)
 
 
@@ -357,7 +360,7 @@ def test_unusual_but_sound_csv(content, tmp_path):
     assert found.labels.tolist() == [3, 1, 4]
     assert found.images.flatten(1).tolist() == [[label, 255] * 392 for label in (3, 1, 4)]
     # Both readers must agree on what is sound.
-    assert np.array_equal(data._read_csv_carefully(content, path)[:, 1:], found.images.flatten(1))
+    assert np.array_equal(csv_files.read_carefully(content, path)[:, 1:], found.images.flatten(1))
 
 
 @pytest.mark.parametrize("quote", ["", '"'])
