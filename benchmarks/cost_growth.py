@@ -137,7 +137,7 @@ def peak_anonymous():
 
     def watch() -> None:
         finished = False
-        while not finished:  # and once more at the end: a short pass may be over before the second look
+        while not finished:  # and once more at the end: a short pass may be over before the first look
             finished = done.wait(0.2)
             status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
             peak[0] = max(peak[0], int(status["RssAnon"].split()[0]) * 1024 / 1e9)

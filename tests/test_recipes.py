@@ -146,8 +146,10 @@ def test_a_head_of_your_own_is_no_value_by_profile(run, monkeypatch):
     _, result, _ = run("tiny-cnn", save=True)
     card = json.loads((run.folder / "data" / "models" / "tiny-cnn.json").read_text(encoding="utf-8"))
     assert card["model"]["head"] == [0, 2, [16, 12], True]
-    _, plain, _ = run("tiny-vgg")
-    assert result["parameters"]["total"] != plain["parameters"]["total"]
+    scratch = sum(p.numel() for p in build_model("small_cnn", weights=None).backbone.parameters())
+    width = 128 * 2 * 2  # of the last convolution's filters; normalised, then 16, 12 and 10 units
+    own = 2 * width + (width + 1) * 16 + (16 + 1) * 12 + (12 + 1) * 10
+    assert result["parameters"]["total"] == scratch + own
 
 
 def test_unknown_recipe_is_refused_with_the_nearest_known_one():
