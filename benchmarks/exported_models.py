@@ -24,13 +24,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from fmnist_utils import ROOT, litert, pick
-from fmnist_utils.cache import compile_frozen, find_compiler
+from fmnist_utils import ROOT, pick
 from fmnist_utils.data import FashionMNIST, load, train_val_split
-from fmnist_utils.export import export_litert, export_onnx, load_onnx
+from fmnist_utils.export import litert
+from fmnist_utils.export.onnx import export_litert, export_onnx, load_onnx
 from fmnist_utils.models import load_model
 from fmnist_utils.plots import COLORS, use_style
 from fmnist_utils.results import save_benchmark
+from fmnist_utils.scale.engines import compile_frozen, find_compiler
 
 MODELS = ("small-cnn", "vgg16-block3-two-views")[: pick(smoke=1, cpu=2, full=2)]
 TEST, CALIBRATION = pick(smoke=(100, 32), cpu=(10_000, 512), full=(10_000, 512))

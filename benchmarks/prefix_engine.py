@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from usual_loop import weights_of
 
 from fmnist_utils import pick
-from fmnist_utils.cache import cache_features, compile_frozen, openvino_frozen
+from fmnist_utils.cache import cache_features
 from fmnist_utils.data import load, train_val_split
 from fmnist_utils.evaluate import mcnemar, predict, score
 from fmnist_utils.models import Classifier, build_model, summary
 from fmnist_utils.plots import COLORS, use_style
 from fmnist_utils.results import save_benchmark
+from fmnist_utils.scale.engines import compile_frozen, openvino_frozen
 from fmnist_utils.train import fit
 
 SECONDS = pick(smoke=0.2, cpu=6.0, full=6.0)

@@ -21,7 +21,7 @@ from fmnist_utils.plots import COLORS, use_style
 from fmnist_utils.preprocess import Augment
 from fmnist_utils.results import save_benchmark
 from fmnist_utils.train import fit
-from fmnist_utils.tune import DONE, as_recipe, search
+from fmnist_utils.tune.study import DONE, as_recipe, search
 
 TRIALS, TRAIN, VAL, EPOCHS = pick(smoke=(2, 60, 40, 2), cpu=(12, 1_000, 500, 5), full=(30, 6_000, 2_000, 10))
 

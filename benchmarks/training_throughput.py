@@ -30,11 +30,11 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from fmnist_utils import pick, plots
-from fmnist_utils.cache import half_precision
 from fmnist_utils.data import load, make_loader
 from fmnist_utils.models import build_model
 from fmnist_utils.preprocess import Augment
 from fmnist_utils.results import save_benchmark
+from fmnist_utils.scale.engines import half_precision
 from fmnist_utils.train import choose_precision, make_optimizer, make_schedule, on_device, train_one_epoch
 
 CUDA = torch.cuda.is_available()

@@ -49,6 +49,7 @@ from fmnist_utils.models import Classifier, WeightsUnavailable, build_model, fin
 from fmnist_utils.plots import COLORS, use_style
 from fmnist_utils.recipes import RECIPES
 from fmnist_utils.results import peak_memory_mb, save_benchmark
+from fmnist_utils.scale.engines import default_device
 from fmnist_utils.train import fit
 
 BATCH, LR, WORKERS = 32, 1e-3, 2
@@ -189,7 +190,7 @@ def ours(settings: dict, folder: Path, training: dict, int8: bool = False) -> di
 def prepare(settings: dict) -> tuple[str, Classifier, dict]:
     """(device, model, its weights and the seconds of a first call): the same for both, and counted for neither."""
     set_start_method(None, force=True)  # workers start in the platform's way, not in that of in_fresh_process()
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = default_device()
     model, began = build_model(**settings), clock()
     with torch.no_grad():
         model.to(device)(torch.zeros(2, 28, 28, dtype=torch.uint8, device=device))

@@ -1,11 +1,10 @@
 """Helpers for the Fashion-MNIST transfer-learning course.
 
 The notebooks explain every function once and import it afterwards; each docstring names its notebook.
-Data flows one way: ``data -> preprocess -> models -> cache -> train -> evaluate -> plots``; ``recipes`` (whole
-runs by name), ``tune`` (searches), ``explain`` (Grad-CAM), ``export`` (ONNX files, and LiteRT's with ``litert``),
-``photos`` and ``outliers`` (pictures from elsewhere) and the web page (``serving``, ``app_pages``, ``app``) sit on top;
-``processes`` lets cache, train and evaluate run in several. Two rooms beside them: ``sources`` reads and finds the
-data's files for ``data``, ``results`` writes and reads what was measured.
+Data flows one way: ``data -> preprocess -> models -> cache -> train -> evaluate -> plots``; ``recipes`` are whole runs
+by name. That is the core. Rooms below it, which it calls: ``sources`` (files and downloads), ``results`` (what was
+measured), ``scale`` (several processes, engines). Rooms above it: ``tune`` (searches), ``explain`` (Grad-CAM,
+outliers), ``export`` (ONNX, LiteRT) and ``app``, the web page, on top of all.
 """
 
 import os

@@ -6,20 +6,15 @@ it is computed once, kept as float16, and only the layers behind it are trained.
 """
 
 import hashlib
-import io
 import json
-import logging
 import math
-import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -29,18 +24,8 @@ from tqdm import tqdm
 
 from fmnist_utils.data import FashionMNIST, replacing, row_numbers
 from fmnist_utils.models import Classifier, check_name
-from fmnist_utils.processes import exchange, from_first, is_first, rank_and_count, shares, wait
-
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a missing GPU
-
-#: Compiling takes up to a minute and saves little where channels-last convolutions are near the machine's limit
-#: already (benchmarks/prefix_engine.py measures both), so eager passes shorter than this stay eager.
-COMPILE_ABOVE_SECONDS = 300.0
-
-# What the engines made of a model's frozen layers, with what it was made for: the next pass need not make it again, and
-# all splits go through the same quantised layers. Beside the models, not on them: they stay what pickle can store.
-_COMPILED: WeakKeyDictionary[Classifier, tuple] = WeakKeyDictionary()
-_OPENVINO: WeakKeyDictionary[Classifier, tuple] = WeakKeyDictionary()
+from fmnist_utils.scale.engines import OpenVINOEngine, TorchEngine, default_device, half_precision
+from fmnist_utils.scale.processes import exchange, from_first, is_first, rank_and_count, shares, wait
 
 
 @dataclass(frozen=True)
@@ -153,7 +138,7 @@ def cache_features(
     if calibration is not None and engine != "openvino":
         raise ValueError('Only engine="openvino" takes calibration images.')
     rank_and_count()  # connects the processes before the GPU is used, so that each has its own
-    device = torch.device("cpu" if engine == "openvino" else device or _default_device())
+    device = torch.device("cpu" if engine == "openvino" else device or default_device())
     prefix, _ = model.to(device).split(border)
     if not any(True for _ in prefix.parameters()):
         raise ValueError("This model has no frozen layers to cache: pass the images themselves to fit().")
@@ -178,26 +163,13 @@ def cache_features(
         batch_size = min(batch_size or fitting, len(dataset))
         if store:
             store.parent.mkdir(parents=True, exist_ok=True)
-        make_engine = partial(_Engine, model, prefix, own_key, device, batch_size)
+        make_engine = partial(TorchEngine, model, prefix, own_key, device, batch_size)
         if engine == "openvino":
-            make_engine = partial(_OpenVINO, model, prefix, (own_key, calibrated), calibration)
+            make_engine = partial(OpenVINOEngine, model, prefix, (own_key, calibrated), calibration)
         features, report = _run(model, prefix, make_engine, dataset, views, store, batch_size, device, seed, verbose)
     if verbose and is_first():
         print(report)
     return CachedFeatures(features, dataset.labels, key, own_key, len(prefix), report)
-
-
-def _default_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def half_precision(device_type: str) -> torch.dtype | None:
-    """The 16-bit type that is fast: bfloat16 from NVIDIA's Ampere GPUs on, float16 on earlier ones, else None."""
-    if device_type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
 
 
 def _run(model, prefix, make_engine, dataset, views, store, batch_size, device, seed, verbose):
@@ -274,104 +246,3 @@ def _allocate(part: Path | None, shape: tuple[int, ...]) -> Tensor:
     if not part.is_file():  # another machine's process has made it
         raise OSError(f"{part.parent} must be a folder that all machines share, but not all of them see its files.")
     return torch.from_numpy(np.lib.format.open_memmap(part, "r+"))
-
-
-class _Engine:
-    """Calls the frozen layers: eagerly at first, compiled once the pass is known to be long enough."""
-
-    def __init__(
-        self, model: Classifier, prefix: nn.Sequential, own_key: str, device: torch.device, batch_size: int, images: int
-    ) -> None:
-        self.preprocess, self.device = prefix[0], device
-        self.layers: Callable = prefix[1:].to(memory_format=torch.channels_last)
-        self.images, self.name, self.model, self.calls = images, "eager", model, 0
-        self.half = half_precision(device.type)
-        # Compiled code holds the weights it was made with, and is made anew for another batch size.
-        self.compiled_for = (own_key, batch_size)
-        compiled = _COMPILED.get(model)
-        if compiled and compiled[0] == self.compiled_for and device.type == "cpu":
-            self.layers, self.name, self.calls = compiled[1], "compiled", 2
-
-    def __call__(self, images: Tensor) -> Tensor:
-        x = self.preprocess(images.to(self.device)).contiguous(memory_format=torch.channels_last)
-        self.calls += 1
-        began = time.perf_counter()
-        with torch.autocast(self.device.type, dtype=self.half) if self.half else nullcontext():
-            output = self.layers(x)
-        # Call 1 warms up; call 2 is timed.
-        expected = (time.perf_counter() - began) / len(x) * self.images
-        if self.calls == 2 and self.device.type == "cpu" and expected > COMPILE_ABOVE_SECONDS and find_compiler():
-            self._compile(x)
-        return output
-
-    def _compile(self, x: Tensor) -> None:
-        try:
-            compiled = compile_frozen(self.layers, x)
-        except Exception as error:  # a compiler that is present but does not work must not stop the pass
-            self.name = f"eager, because compiling failed: {type(error).__name__}"
-            return
-        _COMPILED[self.model] = (self.compiled_for, compiled)
-        self.layers, self.name = compiled, "compiled"
-
-
-class _OpenVINO:
-    """Calls the frozen layers through OpenVINO, in float32, or in int8 where there are images to calibrate with."""
-
-    def __init__(
-        self, model: Classifier, prefix: nn.Sequential, made_for: tuple, calibration: FashionMNIST | None, images: int
-    ) -> None:
-        self.preprocess = prefix[0]
-        self.name = "OpenVINO, int8" if calibration is not None else "OpenVINO, float32"
-        kept = _OPENVINO.get(model)
-        if kept is None or kept[0] != made_for:
-            batches = [self.preprocess(part) for part in calibration.images.split(32)] if calibration else []
-            kept = (made_for, openvino_frozen(prefix[1:], model.preprocess.image_size, batches))
-            _OPENVINO[model] = kept
-        self.layers = kept[1]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return self.layers(self.preprocess(images))
-
-
-def openvino_frozen(layers: nn.Module, image_size: int, calibration: list[Tensor] = ()) -> Callable[[Tensor], Tensor]:
-    """``layers`` run by OpenVINO on the CPU for float32 [B, 3, S, S]; in int8 with ``calibration`` batches of such.
-
-    Raises ``ImportError`` with what to install where OpenVINO or, for int8, NNCF is missing.
-    """
-    try:
-        import openvino
-
-        if calibration:
-            import nncf
-    except ImportError as error:
-        raise ImportError(f'{error.name} is not installed: pip install "fmnist-utils[fast]"') from error
-    example = torch.zeros(2, 3, image_size, image_size)
-    program = torch.export.export(layers, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    network = openvino.convert_model(program)
-    if calibration:
-        nncf.set_log_level(logging.ERROR)
-        data = nncf.Dataset([batch.numpy() for batch in calibration])
-        with redirect_stdout(io.StringIO()):  # progress bars
-            network = nncf.quantize(network, data, subset_size=len(calibration))
-    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = openvino.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"} | threads)
-    return lambda x: torch.from_numpy(compiled(x.numpy())[0])
-
-
-def compile_frozen(layers: nn.Module, x: Tensor) -> Callable:
-    """``layers`` compiled by inductor for inputs like ``x``, with the weights built in as constants.
-
-    Takes up to a minute. Raises whatever torch.compile does where no working C++ compiler is found.
-    """
-    import torch._inductor.config as inductor
-
-    with inductor.patch(freezing=True):
-        compiled = torch.compile(layers)
-        compiled(x)
-    return compiled
-
-
-def find_compiler() -> str | None:
-    """The C++ compiler torch.compile would use on a CPU, or None."""
-    names = [os.environ.get("CXX"), "cl" if os.name == "nt" else "g++", "clang++"]
-    return next((found for name in names if name and (found := shutil.which(name))), None)

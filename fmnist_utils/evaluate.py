@@ -12,7 +12,6 @@ from torch.utils.data import Dataset, Subset
 from fmnist_utils.cache import CachedFeatures, as_input
 from fmnist_utils.data import CLASSES, FashionMNIST, make_loader
 from fmnist_utils.models import Classifier
-from fmnist_utils.processes import exchange, own_share, shares
 from fmnist_utils.results import (
     hardware,
     load_predictions,
@@ -22,6 +21,7 @@ from fmnist_utils.results import (
     save_result,
     versions,
 )
+from fmnist_utils.scale.processes import exchange, own_share, shares
 
 __all__ = [
     "accuracy_interval",

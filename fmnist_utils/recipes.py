@@ -20,8 +20,8 @@ from fmnist_utils.data import FashionMNIST, load, train_val_split
 from fmnist_utils.evaluate import predict, score
 from fmnist_utils.models import Classifier, build_model, check_name, save_model, set_trainable
 from fmnist_utils.preprocess import Augment
-from fmnist_utils.processes import from_first, is_first, rank_and_count
 from fmnist_utils.results import save_result
+from fmnist_utils.scale.processes import from_first, is_first, rank_and_count
 from fmnist_utils.train import fit_phases
 
 

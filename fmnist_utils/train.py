@@ -26,10 +26,11 @@ from torch.utils.data import Dataset, Subset
 from torchvision.transforms.v2 import CutMix, MixUp
 from tqdm import tqdm
 
-from fmnist_utils.cache import CachedFeatures, as_input, half_precision
+from fmnist_utils.cache import CachedFeatures, as_input
 from fmnist_utils.data import CLASSES, batch_weights, make_loader, replacing
 from fmnist_utils.models import Classifier, changed_state, check_name, load_state, save_model, set_trainable
-from fmnist_utils.processes import from_first, joint_batch_norm, on_cpu, own_share, rank_and_count, total
+from fmnist_utils.scale.engines import half_precision
+from fmnist_utils.scale.processes import from_first, joint_batch_norm, on_cpu, own_share, rank_and_count, total
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "exponential", "constant")

@@ -6,9 +6,9 @@ import sys
 
 import torch
 
-from fmnist_utils import tune
 from fmnist_utils.data import load, train_val_split
 from fmnist_utils.recipes import MIRROR
+from fmnist_utils.tune import study as tune
 
 tune.RANDOM_TRIALS = 2
 ends_in: int | None = None

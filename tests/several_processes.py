@@ -14,7 +14,7 @@ from fmnist_utils.cache import cache_features
 from fmnist_utils.data import load
 from fmnist_utils.evaluate import predict
 from fmnist_utils.models import build_model
-from fmnist_utils.processes import rank_and_count
+from fmnist_utils.scale.processes import rank_and_count
 
 # 203 = 3 * 64 + 11 images: the last batch is small and odd. Of 257 to validate one process gets 128, which is one
 # batch, and the other 129, which are two.

@@ -245,16 +245,16 @@ def test_open_connections_of_other_people_block_nobody(server):
 
 
 def test_own_model_without_a_card_is_shown(monkeypatch, tmp_path):
-    from fmnist_utils import app_pages, serving
+    from fmnist_utils.app import pages, quality, serving
     from fmnist_utils.models import load_model, save_model
 
     save_model(load_model(serving.MODELS / "small-cnn"), tmp_path / "mine")
     monkeypatch.setattr(serving, "MODELS", tmp_path)
     serving.cards.cache_clear()
     try:
-        page = json.dumps(app_pages.page("mine", 10).to_plotly_json(), default=lambda part: part.to_plotly_json())
+        page = json.dumps(pages.page("mine", 10).to_plotly_json(), default=lambda part: part.to_plotly_json())
         assert page.count("not recorded") == 3
-        assert "No test predictions" in str(app_pages.quality("/quality", "mine", None))
+        assert "No test predictions" in str(quality.scores("/quality", "mine", None))
     finally:
         serving.cards.cache_clear()
 
@@ -263,7 +263,7 @@ def test_own_model_without_a_card_is_shown(monkeypatch, tmp_path):
 def test_printed_address_can_be_opened(host, monkeypatch, capsys):
     import waitress
 
-    from fmnist_utils import app
+    from fmnist_utils.app import server as app
 
     class Server:
         effective_port, effective_listen = 5, [("127.0.0.1", 5), ("::1", 6)]
@@ -280,7 +280,7 @@ def test_printed_address_can_be_opened(host, monkeypatch, capsys):
 
 
 def test_error_of_ours_is_logged_and_gets_a_sentence(caplog):
-    from fmnist_utils.app import create_app
+    from fmnist_utils.app.server import create_app
 
     client = create_app().server.test_client()
     body = {"output": "cell-images.children", "outputs": {"id": "cell-images", "property": "children"},
@@ -302,7 +302,7 @@ def test_error_of_ours_is_logged_and_gets_a_sentence(caplog):
     ],
 )
 def test_command_line_mistakes(server, arguments, message, monkeypatch, capsys):
-    from fmnist_utils import app
+    from fmnist_utils.app import server as app
 
     used = server[0].rpartition(":")[2]
     monkeypatch.setattr(sys, "argv", ["app", *(argument.replace("USED", used) for argument in arguments)])

@@ -140,7 +140,7 @@ def test_saved_model_returns_with_its_settings_and_logits(pair, tiny, tmp_path, 
 
 def test_grad_cam_needs_a_feature_map(pair, tiny):
     pytest.importorskip("captum")
-    from fmnist_utils.explain import grad_cam
+    from fmnist_utils.explain.grad_cam import grad_cam
 
     name, _, model = pair
     if name == "vit_b_16":

@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 from torchvision.models import vgg16
 
 from fmnist_utils import ROOT, cache
-from fmnist_utils.cache import CachedFeatures, PrefixPass, cache_features, find_compiler
+from fmnist_utils.cache import CachedFeatures, PrefixPass, cache_features
 from fmnist_utils.data import FashionMNIST
 from fmnist_utils.models import build_model, set_trainable
 from fmnist_utils.preprocess import VGG_ORIGINAL_STATS, Augment
+from fmnist_utils.scale import engines
+from fmnist_utils.scale.engines import find_compiler
 
 POOL = 2  # the side to which small_vgg's head, and so the frozen part in front of it, pools
 
@@ -186,7 +188,7 @@ def test_features_on_disk_are_used_again_without_computing(small_vgg, tiny, tmp_
     def unexpected(*arguments):
         raise AssertionError("The features were computed a second time.")
 
-    monkeypatch.setattr(cache._Engine, "__call__", unexpected)
+    monkeypatch.setattr(engines.TorchEngine, "__call__", unexpected)
     second = cached(small_vgg(seed=5), tiny, folder=folder, verbose=True)
     assert torch.equal(first.features, second.features)
     assert second.report == PrefixPass(**vars(first.report) | {"reused": True})
@@ -271,9 +273,9 @@ def assert_returns_from_pickle(model, data):
 
 
 def test_a_model_that_was_compiled_can_be_forgotten(small_vgg, tiny, monkeypatch):
-    monkeypatch.setattr(cache, "COMPILE_ABOVE_SECONDS", 0.0)
-    monkeypatch.setattr(cache, "find_compiler", lambda: "g++")
-    monkeypatch.setattr(cache, "compile_frozen", lambda layers, x: layers)
+    monkeypatch.setattr(engines, "COMPILE_ABOVE_SECONDS", 0.0)
+    monkeypatch.setattr(engines, "find_compiler", lambda: "g++")
+    monkeypatch.setattr(engines, "compile_frozen", lambda layers, x: layers)
     model = small_vgg()
     assert cached(model, tiny, batch_size=30).report.engine == "compiled"
     alive = weakref.ref(model)
@@ -284,7 +286,7 @@ def test_a_model_that_was_compiled_can_be_forgotten(small_vgg, tiny, monkeypatch
 
 @pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
 def test_compiled_pass_gives_the_features_of_the_eager_one(small_vgg, tiny, tiny_val, expected_features, monkeypatch):
-    monkeypatch.setattr(cache, "COMPILE_ABOVE_SECONDS", 0.0)
+    monkeypatch.setattr(engines, "COMPILE_ABOVE_SECONDS", 0.0)
     model = small_vgg()
     found = cached(model, tiny, batch_size=30)
     assert found.report.engine == "compiled"
@@ -307,8 +309,8 @@ def test_compiler_that_fails_does_not_stop_the_pass(small_vgg, tiny, expected_fe
     def broken(layers):
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(cache, "COMPILE_ABOVE_SECONDS", 0.0)
-    monkeypatch.setattr(cache, "find_compiler", lambda: "g++")
+    monkeypatch.setattr(engines, "COMPILE_ABOVE_SECONDS", 0.0)
+    monkeypatch.setattr(engines, "find_compiler", lambda: "g++")
     monkeypatch.setattr(torch, "compile", broken)
     found = cached(small_vgg(), tiny, batch_size=30)
     assert found.report.engine.startswith("eager, because compiling failed") and "RuntimeError" in str(found.report)
@@ -329,7 +331,7 @@ def test_openvino_gives_the_features_of_torch(small_vgg, tiny, expected_features
         assert error > 1e-3  # or it would not be int8
     assert_returns_from_pickle(model, tiny)
     # Another split goes through the same network: it is not built (and calibrated) again.
-    monkeypatch.setattr(cache, "openvino_frozen", None)
+    monkeypatch.setattr(engines, "openvino_frozen", None)
     part = cache_features(model, tiny.select(range(40, 80)), **settings)
     torch.testing.assert_close(part.features[0], found.features[0, 40:80], rtol=1e-3, atol=1e-2)
 
@@ -350,7 +352,7 @@ def test_missing_openvino_is_explained(small_vgg, tiny, monkeypatch):
 def test_short_passes_and_machines_without_compiler_stay_eager(small_vgg, tiny, monkeypatch):
     monkeypatch.setattr(torch, "compile", None)
     assert cached(small_vgg(), tiny, batch_size=30).report.engine == "eager"
-    monkeypatch.setattr(cache, "COMPILE_ABOVE_SECONDS", 0.0)
+    monkeypatch.setattr(engines, "COMPILE_ABOVE_SECONDS", 0.0)
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     assert find_compiler() is None

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fmnist_utils.explain import grad_cam
+from fmnist_utils.explain.grad_cam import grad_cam
 from fmnist_utils.models import build_model
 
 pytest.importorskip("captum")

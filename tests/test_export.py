@@ -19,7 +19,10 @@ import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fmnist_utils import ROOT, __version__, data, export, litert
+from fmnist_utils import ROOT, __version__, data
+from fmnist_utils.export import __main__ as command
+from fmnist_utils.export import litert
+from fmnist_utils.export import onnx as export
 from fmnist_utils.models import build_model, load_model
 
 onnx = pytest.importorskip("onnx")
@@ -58,7 +61,7 @@ def command_line(*words: str) -> str:
     """What `python -m fmnist_utils.export` prints."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.setattr(sys, "argv", ["export", *words])
-        export.main()
+        command.main()
     return printed.getvalue()
 
 

@@ -9,8 +9,9 @@ from scipy.stats import kstest
 from sklearn.covariance import EmpiricalCovariance
 from torch import nn
 
-from fmnist_utils import ROOT, outliers
+from fmnist_utils import ROOT
 from fmnist_utils.data import load, train_val_split
+from fmnist_utils.explain import outliers
 from fmnist_utils.models import load_model
 
 FOLDER = ROOT / "data" / "models"
@@ -74,7 +75,7 @@ def test_saved_and_loaded_it_says_the_same(small_cnn, garments, tmp_path):
     for ending in (".json", ".safetensors"):
         shutil.copy(FOLDER / f"small-cnn{ending}", tmp_path)
     path = tmp_path / "small-cnn"
-    with pytest.raises(FileNotFoundError, match="fmnist_utils.outliers"):
+    with pytest.raises(FileNotFoundError, match="fmnist_utils.explain.outliers"):
         outliers.load(path)
     detector = outliers.Outliers.fit(small_cnn, train, val)
     detector.save(path)

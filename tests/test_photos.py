@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter, PngImagePlugin
 
-from fmnist_utils import ROOT, photos
+from fmnist_utils import ROOT
+from fmnist_utils.app import photos
+from fmnist_utils.app.photos import STEPS, BadImage, prepare, read_image
 from fmnist_utils.data import CLASSES, load
 from fmnist_utils.models import load_model
-from fmnist_utils.photos import STEPS, BadImage, prepare, read_image
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

@@ -12,10 +12,11 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
 from fmnist_utils import train
-from fmnist_utils.cache import CachedFeatures, cache_features, find_compiler
+from fmnist_utils.cache import CachedFeatures, cache_features
 from fmnist_utils.data import FashionMNIST, make_loader
 from fmnist_utils.models import build_model, load_model
 from fmnist_utils.preprocess import Augment
+from fmnist_utils.scale.engines import find_compiler
 from fmnist_utils.train import evaluate, fit, fit_phases, make_optimizer, make_schedule
 
 

@@ -19,8 +19,10 @@ import searches
 from matplotlib import pyplot as plt
 from optuna.trial import TrialState
 
-from fmnist_utils import data, recipes, tune
+from fmnist_utils import data, recipes
 from fmnist_utils.results import save_result
+from fmnist_utils.tune import __main__ as command
+from fmnist_utils.tune import study as tune
 
 BEST = {"views": 2, "cut_after": "block2", "head": "gap-256", "dropout": 0.234567, "lr": 2e-3, "weight_decay": 1e-2}
 
@@ -250,13 +252,13 @@ def test_study_is_saved_with_its_figure(invented, tmp_path):
 
 def test_command_line_prints_the_winner(tmp_path, monkeypatch, capsys, tiny_split):
     space = searches.space
-    monkeypatch.setattr(tune, "splits", lambda: tiny_split)
-    monkeypatch.setattr(tune, "as_recipe", space)
+    monkeypatch.setattr(command, "splits", lambda: tiny_split)
+    monkeypatch.setattr(command, "as_recipe", space)
     monkeypatch.setattr(tune.search, "__kwdefaults__", tune.search.__kwdefaults__ | {"space": space})
     storage = tmp_path / "new folder" / "a.db"
     line = ["tune", "--trials", "2", "--storage", str(storage), "--study", "mine", "--cache", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", line)
-    tune.main()
+    command.main()
     shown = capsys.readouterr().out
     assert "trial 1: " in shown and "best trial" in shown and "{'model': {'name': 'vgg16'" in shown
     assert storage.is_file()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from fmnist_utils.scale.engines import default_device
+
 
 def peak_memory_mb() -> float:
     """Largest memory this process has had so far, in MB (10⁶ bytes)."""
@@ -24,7 +26,7 @@ def peak_memory_mb() -> float:
 
 def hardware() -> dict[str, str | int]:
     """``device`` (cuda, mps or cpu), name of the processor (and GPU), number of ``cores`` torch's threads use."""
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = default_device()
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file() and (match := re.search(r"model name\s*:\s*(.+)", info.read_text())):

@@ -1,8 +1,8 @@
 """Does an image look like the training data? A distance in feature space, calibrated on validation images.
 
-``python -m fmnist_utils.outliers`` fits it for the models in ``data/models`` and writes ``NAME.outliers.safetensors``
-beside them. ``benchmarks/out_of_distribution.py`` compares it with other scores. Explained in
-``notebooks/07_deployment.ipynb``.
+``python -m fmnist_utils.explain.outliers`` fits it for the models in ``data/models`` and writes
+``NAME.outliers.safetensors`` beside them. ``benchmarks/out_of_distribution.py`` compares it with other scores.
+Explained in ``notebooks/07_deployment.ipynb``.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ from fmnist_utils.models import Classifier, file_sha256, load_model
 
 #: Images to estimate means and covariance on, and to calibrate on: few enough for VGG16 on a CPU.
 TRAIN, VAL = 2_000, 2_000
+#: Below this share of validation images that are as unusual, the page warns.
+UNUSUAL = 0.01
 
 
 @dataclass
@@ -92,11 +94,13 @@ def load(path: str | Path) -> Outliers:
     """
     file, model_file = _file(path, "outliers."), _file(path)
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: python -m fmnist_utils.outliers makes it.")
+        raise FileNotFoundError(f"{file} is missing: python -m fmnist_utils.explain.outliers makes it.")
     with safe_open(file, "pt") as opened:
         made_for = (opened.metadata() or {}).get("model")
     if made_for != file_sha256(model_file):
-        raise ValueError(f"{file} belongs to another {model_file.name}: run python -m fmnist_utils.outliers again.")
+        raise ValueError(
+            f"{file} belongs to another {model_file.name}: run python -m fmnist_utils.explain.outliers again."
+        )
     return Outliers(**load_file(file))
 
 

@@ -1,7 +1,7 @@
 """What :mod:`fmnist_utils.export` needs for LiteRT (``.tflite``, once TensorFlow Lite): an environment of its own.
 
 litert-torch works with an older torch than the course's own environment may have. So it is installed into a second one,
-whose Python runs this file for each step: ``python -m fmnist_utils.litert convert …`` or ``… run …``.
+whose Python runs this file for each step: ``python -m fmnist_utils.export.litert convert …`` or ``… run …``.
 """
 
 import os
@@ -90,7 +90,7 @@ def run(file: Path, images: np.ndarray, python: Path, threads: int = 1) -> tuple
 
 
 def _inside(python: Path, *words) -> None:
-    command = [python, "-m", "fmnist_utils.litert", *map(str, words)]
+    command = [python, "-m", "fmnist_utils.export.litert", *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise RuntimeError(

@@ -5,7 +5,6 @@ with whole-number arithmetic in ``exports/small-cnn-int8.onnx``. Needs ``pip ins
 ``--litert`` writes ``exports/small-cnn.tflite``, for phones and small boards, and sets up what that takes.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,10 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from fmnist_utils import ROOT, __version__, litert
-from fmnist_utils.data import CLASSES, FashionMNIST, load, replacing, train_val_split
+from fmnist_utils import __version__
+from fmnist_utils.data import CLASSES, FashionMNIST, replacing
 from fmnist_utils.evaluate import predict
-from fmnist_utils.models import Classifier, check_name, file_sha256, load_model, save_model
+from fmnist_utils.export import litert
+from fmnist_utils.models import Classifier, file_sha256, save_model
 
 INPUT = (
     'Input "images": uint8 [{0}, 28, 28], rows from the top, 0 = black background, bright garment, like Fashion-MNIST; '
@@ -92,12 +92,12 @@ def export_onnx(model: Classifier, path: str | Path, *, int8: FashionMNIST | Non
 def export_litert(model: Classifier, path: str | Path, *, python: Path, int8: bool = False, **card) -> Path:
     """The same as :func:`export_onnx` for LiteRT: ``<path>.tflite`` and its card; returns the path of the first.
 
-    ``python`` is that of :func:`fmnist_utils.litert.environment`, where the conversion runs. The file takes one image
-    at a time, uint8 [1, 28, 28]: the converter allows no batch of any size. Its metadata are files that any unzip
+    ``python`` is that of :func:`fmnist_utils.export.litert.environment`, where the conversion runs. The file takes one
+    image at a time, uint8 [1, 28, 28]: the converter allows no batch of any size. Its metadata are files that any unzip
     program finds in it (``unzip -p small-cnn.tflite card.json``), as TensorFlow Lite's metadata format has them:
     ``card.json`` and ``labels.txt``, one label a line. ``int8`` makes it ``<path>-int8.tflite``, see
-    :func:`fmnist_utils.litert.convert`. Raises ``ValueError`` for a network that takes smaller images than 28×28, and
-    ``RuntimeError`` with the converter's message.
+    :func:`fmnist_utils.export.litert.convert`. Raises ``ValueError`` for a network that takes smaller images than
+    28×28, and ``RuntimeError`` with the converter's message.
     """
     if (side := model.preprocess.image_size) < 28:
         raise ValueError(
@@ -132,7 +132,7 @@ def parity(model: Classifier, path: str | Path, data: FashionMNIST, *, python: P
 
     ``max_difference`` is the largest difference of a probability, ``same_class`` the share of images with the same
     predicted class. ONNX Runtime runs the first, LiteRT's interpreter the second, under ``python`` or else what
-    :func:`fmnist_utils.litert.find` finds. Raises ``ImportError`` or ``ValueError`` with what to install.
+    :func:`fmnist_utils.export.litert.find` finds. Raises ``ImportError`` or ``ValueError`` with what to install.
     """
     threads = torch.get_num_threads()
     if Path(path).suffix == ".onnx":
@@ -221,44 +221,3 @@ def _quantised(network, images: FashionMNIST):
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         )
         return onnx.load(result)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="a model in data/models, or the path of a saved one without its ending")
-    parser.add_argument("--folder", type=Path, default=Path("exports"), help="where the files go (exports)")
-    parser.add_argument("--int8", action="store_true", help="quantise it; ONNX with 512 training images")
-    parser.add_argument("--litert", action="store_true", help="a .tflite file instead; sets up an environment, once")
-    parser.add_argument("--environment", type=Path, help="folder for --litert (data/cache/litert-environment)")
-    arguments = parser.parse_args()
-    folder = ROOT / "data" / "models"
-    shipped = tuple(sorted(card.stem for card in folder.glob("*.json")))
-    path = folder / arguments.name if arguments.name in shipped else Path(arguments.name)
-    text = path.with_name(path.name + ".json")
-    if not text.is_file():
-        try:
-            check_name("model", arguments.name, shipped)
-        except ValueError as error:
-            parser.error(f"{error} Or give the path of a saved model, without its ending.")
-    if arguments.environment and not arguments.litert:
-        parser.error("--environment is for --litert.")
-    model = load_model(path)
-    card = json.loads(text.read_text(encoding="utf-8"))
-    kept = ("recipe", "profile", "command", "data", "metrics", "test_time_flip")
-    card = {key: card[key] for key in kept if key in card} | {"source_sha256": card["sha256"]}
-    python = litert.environment(arguments.environment) if arguments.litert else None
-    if arguments.litert:
-        file = export_litert(model, arguments.folder / path.name, python=python, int8=arguments.int8, **card)
-    else:
-        images = train_val_split(load("train"))[0].subset(512) if arguments.int8 else None
-        file = export_onnx(model, arguments.folder / path.name, int8=images, **card)
-    found = parity(model, file, load("test").subset(256), python=python)
-    print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB) and its card {file.name}.json")
-    print(
-        f"against torch on 256 test images: probabilities differ by at most {found['max_difference']:.1g}, "
-        f"same class for {found['same_class']:.1%}"
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,7 @@
 
 Upload, paste or draw a garment, or take a test image; the page shows the answer, the 28×28 pixels that the network got,
 and where it looked. A second tab says how good the model is. Explained in ``notebooks/07_deployment.ipynb``; needs the
-extra ``app``. What the models say is in :mod:`fmnist_utils.serving`; drawing and pasting in ``assets/app.js``.
+extra ``app``. What the models say is in :mod:`fmnist_utils.app.serving`; drawing and pasting in ``assets/app.js``.
 """
 
 import argparse
@@ -16,10 +16,10 @@ import torch
 import waitress
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update, set_props
 
-from fmnist_utils import app_pages, serving
+from fmnist_utils.app import pages, quality, serving
+from fmnist_utils.app.photos import STEPS, BadImage
 from fmnist_utils.data import CLASSES
 from fmnist_utils.models import WeightsUnavailable, check_name
-from fmnist_utils.photos import STEPS, BadImage
 
 MAX_PICTURES, MAX_HISTORY = 12, 50
 
@@ -33,7 +33,7 @@ def create_app(model: str = "small-cnn", max_upload: float = 10) -> Dash:
     serving.answers(model, serving.gallery().images[:1])
     app = Dash(__name__, title="Which garment?", update_title=None, on_error=_say, suppress_callback_exceptions=True)
     app.index_string = app.index_string.replace("<html>", '<html lang="en">')
-    app.layout = app_pages.page(model, max_upload)
+    app.layout = pages.page(model, max_upload)
     # Base64 makes 4 bytes of 3; the rest of a request is the history.
     app.server.config["MAX_CONTENT_LENGTH"] = int(max_upload * 1e6 * 4 / 3) + 1_000_000
     app.server.add_url_rule("/health", "health", lambda: {"status": "ok", "model": model})
@@ -52,17 +52,15 @@ def create_app(model: str = "small-cnn", max_upload: float = 10) -> Dash:
         [Output(name, "children") for name in ("results", "answer", "message")] + [Output("history", "data")],
         [Input("pictures", "data"), Input("steps", "value"), Input("model", "value"), State("history", "data")],
     )(functools.partial(_show, max_bytes=int(max_upload * 1e6)))
-    app.callback(Output("gallery", "children"), Input("others", "n_clicks"), **once)(app_pages.gallery)
-    app.callback(Output("table", "children"), Input("history", "data"))(app_pages.history_table)
+    app.callback(Output("gallery", "children"), Input("others", "n_clicks"), **once)(pages.gallery)
+    app.callback(Output("table", "children"), Input("history", "data"))(pages.history_table)
     app.callback(Output("download", "data"), Input("csv", "n_clicks"), State("history", "data"), **once)(_csv)
     app.callback(Output("history", "data", allow_duplicate=True), Input("clear", "n_clicks"), **once)(lambda _: [])
     app.callback(
         [Output("scores", "children"), Output("details", "children")],
         [Input("url", "pathname"), Input("model", "value"), Input("theme", "data")],
-    )(app_pages.quality)
-    app.callback(Output("cell-images", "children"), Input("cell", "data"), Input("model", "value"))(
-        app_pages.cell_images
-    )
+    )(quality.scores)
+    app.callback(Output("cell-images", "children"), Input("cell", "data"), Input("model", "value"))(quality.cell_images)
     return app
 
 
@@ -80,7 +78,7 @@ def _say(error: Exception) -> None:
 def _show(pictures: list | None, steps: list, model: str, history: list | None, max_bytes: int):
     """Cards for the pictures, the answer in a line, what went wrong, and the longer history."""
     if not pictures:
-        return app_pages.EMPTY, "", "", no_update
+        return pages.EMPTY, "", "", no_update
     message = f"Showing the first {MAX_PICTURES} of {len(pictures)} pictures." if len(pictures) > MAX_PICTURES else ""
     read = []
     for sent in pictures[:MAX_PICTURES]:
@@ -97,10 +95,10 @@ def _show(pictures: list | None, steps: list, model: str, history: list | None, 
             shown.append(html.Article([html.H2(name), html.P(str(picture), className="warning")], className="card"))
             continue
         answer = next(found)
-        shown.append(app_pages.answer_card(name, picture, answer))
+        shown.append(pages.answer_card(name, picture, answer))
         rows.append(_row(sent, name, picture, answer, model, steps))
     first = (
-        " · ".join(f"{row['answer']} {app_pages.percent(row['confidence'])}" for row in rows[:2])
+        " · ".join(f"{row['answer']} {quality.percent(row['confidence'])}" for row in rows[:2])
         or "Not a picture I can read"
     )
     # A drawing that goes on, or a step switched off, replaces its row.
@@ -181,7 +179,3 @@ def main() -> None:
     address = f"http://{host}:{port}"
     print(f"ready {time.perf_counter() - began:.1f} s after imports: {address} (Ctrl+C stops it)", flush=True)
     server.run()
-
-
-if __name__ == "__main__":
-    main()

@@ -18,10 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fmnist_utils import ROOT, outliers, photos
+from fmnist_utils import ROOT
+from fmnist_utils.app import photos
 from fmnist_utils.data import FashionMNIST, load
 from fmnist_utils.evaluate import load_predictions, predict
-from fmnist_utils.explain import grad_cam
+from fmnist_utils.explain import outliers
+from fmnist_utils.explain.grad_cam import grad_cam
 from fmnist_utils.models import check_name, load_model
 
 MODELS = ROOT / "data" / "models"
@@ -78,7 +80,9 @@ def _loaded(name: str):
     try:
         return model, outliers.load(MODELS / name)
     except FileNotFoundError as error:
-        raise photos.BadImage(f"“{name}” is not complete. Run python -m fmnist_utils.outliers first.") from error
+        raise photos.BadImage(
+            f"“{name}” is not complete. Run python -m fmnist_utils.explain.outliers first."
+        ) from error
 
 
 def answers(name: str, images: Tensor) -> list[Answer]:
@@ -115,7 +119,7 @@ def overlay(pixels: Tensor, seen: Tensor, scale: int = 8) -> Image.Image:
 def read(sent: dict, steps: Collection[str], max_bytes: int) -> Picture:
     """The picture that a page sent: ``{"index": …}``, a test image, or ``{"name": …, "data": …}``, a file as data URL.
 
-    Test images are taken as they are. Raises :class:`~fmnist_utils.photos.BadImage` with a sentence for people.
+    Test images are taken as they are. Raises :class:`~fmnist_utils.app.photos.BadImage` with a sentence for people.
     """
     if (index := sent.get("index")) is not None:
         if not isinstance(index, int) or not 0 <= index < len(gallery()):

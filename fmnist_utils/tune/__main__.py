@@ -1,0 +1,29 @@
+"""``python -m fmnist_utils.tune``: a search with Optuna, begun or gone on with."""
+
+import argparse
+from pprint import pformat
+
+from fmnist_utils import ROOT, pick, profile
+from fmnist_utils.tune.study import as_recipe, line, save_study, search, splits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=pick(smoke=3, cpu=15, full=40), help="finished trials wanted")
+    parser.add_argument("--storage", help="SQLite file, .log or .journal file, or URL (data/cache/studies.db)")
+    parser.add_argument("--study", default=f"search-{profile()}", help="name of the study")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", default=ROOT / "data" / "cache", help="folder for features (data/cache)")
+    parser.add_argument("--save", action="store_true", help="write results/benchmarks and results/figures")
+    given = parser.parse_args()
+    train, val = splits()
+    places = {"storage": given.storage, "cache": given.cache}
+    study = search(given.study, trials=given.trials, train=train, val=val, seed=given.seed, **places)
+    print("best", line(study.best_trial))
+    print("as a recipe:", pformat(as_recipe(study.best_trial), sort_dicts=False, width=110), sep="\n")
+    if given.save:
+        print("wrote", save_study(study).name)
+
+
+if __name__ == "__main__":
+    main()
