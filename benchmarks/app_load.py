@@ -25,9 +25,9 @@ from PIL import Image
 
 from fmnist_utils import ROOT, pick
 from fmnist_utils.app.photos import STEPS
+from fmnist_utils.checkpoints import load_model
 from fmnist_utils.data import CLASSES, FashionMNIST, load
 from fmnist_utils.evaluate import predict
-from fmnist_utils.models import load_model
 from fmnist_utils.plots import COLORS, use_style
 from fmnist_utils.results import save_benchmark
 

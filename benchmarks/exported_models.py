@@ -25,10 +25,10 @@ import torch
 from torch import nn
 
 from fmnist_utils import ROOT, pick
+from fmnist_utils.checkpoints import load_model
 from fmnist_utils.data import FashionMNIST, load, train_val_split
 from fmnist_utils.export import litert
 from fmnist_utils.export.onnx import export_litert, export_onnx, load_onnx
-from fmnist_utils.models import load_model
 from fmnist_utils.plots import COLORS, use_style
 from fmnist_utils.results import save_benchmark
 from fmnist_utils.scale.engines import compile_frozen, find_compiler

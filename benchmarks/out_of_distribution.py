@@ -24,9 +24,10 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from fmnist_utils import ROOT, pick
+from fmnist_utils.checkpoints import load_model
 from fmnist_utils.data import FashionMNIST, load, train_val_split
 from fmnist_utils.explain.outliers import TRAIN, VAL, Outliers, features
-from fmnist_utils.models import Classifier, load_model
+from fmnist_utils.models import Classifier
 from fmnist_utils.plots import use_style
 from fmnist_utils.results import save_benchmark
 

@@ -34,8 +34,10 @@ from fmnist_utils.data import load, make_loader
 from fmnist_utils.models import build_model
 from fmnist_utils.preprocess import Augment
 from fmnist_utils.results import save_benchmark
+from fmnist_utils.scale.accelerator import choose_precision, on_device
 from fmnist_utils.scale.engines import half_precision
-from fmnist_utils.train import choose_precision, make_optimizer, make_schedule, on_device, train_one_epoch
+from fmnist_utils.settings import make_optimizer, make_schedule
+from fmnist_utils.train import train_one_epoch
 
 CUDA = torch.cuda.is_available()
 #: Name in the figure: arguments of build_model, batch size, batches of an epoch. All layers learn.

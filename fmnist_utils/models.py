@@ -7,7 +7,6 @@ Every model takes what the dataset holds (``uint8 [B, 28, 28]``), because its fi
 
 import difflib
 import hashlib
-import json
 import operator
 import re
 from collections import OrderedDict
@@ -20,14 +19,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from fmnist_utils import ROOT
-from fmnist_utils.data import replacing
 from fmnist_utils.preprocess import FASHION_MNIST_STATS, IMAGENET_STATS, VGG_ORIGINAL_STATS, Augment, Preprocess
 
 #: Head presets: (filters of a 3×3 convolution or 0, side of the pooled map, hidden widths, normalise the features).
@@ -607,66 +605,3 @@ def summary(model: Classifier) -> pd.DataFrame:
     table = pd.DataFrame(rows).T.astype({"parameters": int, "trainable": int, "MFLOPs": float})
     table.loc["total"] = ["", table.parameters.sum(), table.trainable.sum(), table.MFLOPs.sum()]
     return table
-
-
-# -------------------------------------------------------------------------------------------------- checkpoints
-
-
-def save_model(model: Classifier, path: str | Path, **card) -> Path:
-    """Write ``<path>.safetensors`` (what training changed) and ``<path>.json`` (how to rebuild the rest, and ``card``).
-
-    Pretrained weights that stayed frozen are not stored but named by hash, so a head takes a few hundred KB. Explained
-    in notebooks/03_vgg16_transfer_learning.ipynb.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file, text = path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
-    # Both are complete before either replaces an earlier file, because they only load together.
-    with replacing(file) as temporary, replacing(text) as temporary_text:
-        save_file(changed_state(model), temporary)
-        card = {**card, "model": model.config, "weights": model.weights, "sha256": file_sha256(temporary)}
-        temporary_text.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8", newline="\n")
-    return file
-
-
-def load_model(path: str | Path) -> Classifier:
-    """Rebuild a model written by :func:`save_model`, in eval mode.
-
-    Raises ``FileNotFoundError`` for a missing file, ``ValueError`` where a file is damaged or the pretrained weights
-    found here are not those the model was trained on, and :class:`WeightsUnavailable` where there are none.
-    """
-    path = Path(path)
-    file, text = path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
-    try:
-        card = json.loads(text.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{text} is damaged ({error}): copy it and {file.name} again.") from error
-    if (digest := file_sha256(file)) != card["sha256"]:
-        raise ValueError(f"{file} does not belong to {text.name} (SHA-256 {digest[:12]}…): copy both files again.")
-    model = build_model(**card["model"])
-    if model.weights != card["weights"]:
-        raise ValueError(
-            f"{text.name} was trained on {card['weights']}, but the weights found here are {model.weights}. "
-            "Restore data/weights/ from the repository."
-        )
-    return load_state(model, load_file(file), file).eval()
-
-
-def load_state(model: Classifier, state: dict[str, Tensor], source: str | Path) -> Classifier:
-    """Load a :func:`changed_state` into ``model``, built as its own was; ``ValueError`` where it does not fit."""
-    missing = changed_state(model).keys() ^ state.keys()
-    if missing:
-        raise ValueError(f"{source} does not fit its model: {', '.join(sorted(missing))}.")
-    model.load_state_dict(state, strict=False)
-    return model
-
-
-def changed_state(model: Classifier) -> dict[str, Tensor]:
-    """The part of the state dict that training can change: all of it unless pretrained layers are frozen."""
-    frozen = set()
-    if model.weights != "none":
-        for name, module in model.named_modules():
-            own = list(module.named_parameters(recurse=False))
-            if own and not any(p.requires_grad for _, p in own):
-                frozen |= {f"{name}.{key}" for key, _ in [*own, *module.named_buffers(recurse=False)]}
-    return {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k not in frozen}

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from fmnist_utils import ROOT, pick, profile
 from fmnist_utils.cache import CachedFeatures, cache_features
+from fmnist_utils.checkpoints import save_model
 from fmnist_utils.data import FashionMNIST, load, train_val_split
 from fmnist_utils.evaluate import predict, score
-from fmnist_utils.models import Classifier, build_model, check_name, save_model, set_trainable
+from fmnist_utils.models import Classifier, build_model, check_name, set_trainable
 from fmnist_utils.preprocess import Augment
 from fmnist_utils.results import save_result
 from fmnist_utils.scale.processes import from_first, is_first, rank_and_count
@@ -236,7 +238,7 @@ def run(
         tested = score(predictions["test"], splits["test"].labels)
         seconds = {
             "prefix_pass": prefix_pass,
-            "compiling": history.attrs["compile_seconds"],
+            "compiling": history.get("compile_seconds", pd.Series(dtype=float)).sum(),
             "training": history.seconds.sum(),
             "evaluation": time.perf_counter() - evaluating,
             # Features that an earlier seed or run computed count as if it were this one.

@@ -6,35 +6,29 @@ Written out once and explained in ``notebooks/03_vgg16_transfer_learning.ipynb``
 
 import copy
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, OneCycleLR
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset, Subset
 from torchvision.transforms.v2 import CutMix, MixUp
 from tqdm import tqdm
 
 from fmnist_utils.cache import CachedFeatures, as_input
-from fmnist_utils.data import CLASSES, batch_weights, make_loader, replacing
-from fmnist_utils.models import Classifier, changed_state, check_name, load_state, save_model, set_trainable
-from fmnist_utils.scale.engines import half_precision
-from fmnist_utils.scale.processes import from_first, joint_batch_norm, on_cpu, own_share, rank_and_count, total
-
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("one-cycle", "exponential", "constant")
-MIXES = ("mixup", "cutmix")
+from fmnist_utils.checkpoints import Checkpoint, changed_state
+from fmnist_utils.data import CLASSES, batch_weights, make_loader
+from fmnist_utils.models import Classifier, set_trainable
+from fmnist_utils.scale.accelerator import accelerator, on_device
+from fmnist_utils.scale.processes import JointBatchNorm, own_share, rank_and_count, total
+from fmnist_utils.settings import Settings, averaged, make_optimizer, make_schedule
 
 
 def fit(
@@ -42,39 +36,19 @@ def fit(
     train: Dataset,
     val: Dataset,
     *,
-    epochs: int,
-    batch_size: int = 128,
-    lr: float = 1e-3,
-    backbone_lr: float | None = None,
-    optimizer: str = "adamw",
-    weight_decay: float = 0.01,
-    schedule: str = "one-cycle",
-    decay: float = 0.9,
-    label_smoothing: float = 0.0,
-    mix: str | None = None,
-    ema: float | None = None,
-    patience: int | None = None,
     checkpoint: str | Path | None = None,
-    mixed_precision: str = "auto",
     compile: bool = False,
-    seed: int = 0,
     progress: bool = True,
     on_epoch: Callable[[dict], object] | None = None,
+    **settings,
 ) -> pd.DataFrame:
     """Train what is not frozen in ``model``; leaves it in eval mode with the weights of the best validation accuracy.
 
     ``train`` and ``val`` are both images (:class:`~fmnist_utils.data.FashionMNIST`) or both
     :class:`~fmnist_utils.cache.CachedFeatures` of this model; with features only the layers behind the freeze border
-    run. ``schedule`` changes the learning rate every batch: ``one-cycle`` (Smith, 2018, arXiv:1803.09820),
-    ``exponential`` (times ``decay`` per epoch) or ``constant``.
-    ``backbone_lr`` gives the backbone's layers a rate of their own, usually lower than the head's ``lr``.
-    ``mix`` trains on pairs of images, torchvision's ``mixup`` (Zhang et al., 2018, arXiv:1710.09412) or ``cutmix`` (Yun
-    et al., 2019, arXiv:1905.04899); ``ema`` validates and keeps an exponential moving average of the weights, such as
-    0.99 (torch's ``AveragedModel``; Polyak & Juditsky, 1992), instead of the last ones.
-    ``patience`` stops after that many epochs without a better validation accuracy. ``mixed_precision``: ``"auto"`` is
-    bf16 (or fp16) on a CUDA GPU and float32 elsewhere; or Accelerate's ``"no"``, ``"fp16"``, ``"bf16"``. To a GPU the
-    data move once, if they take less than half of its free memory. ``compile`` passes the model through
-    ``torch.compile``, which pays in long trainings only; its time is in ``history.attrs["compile_seconds"]``.
+    run. ``settings`` are those of :class:`Settings`: ``epochs``, ``batch_size``, ``lr`` and so on. To a GPU the data
+    move once, if they take less than half of its free memory. ``compile`` passes the model through ``torch.compile``,
+    which pays in long trainings only; the history's column ``compile_seconds`` says what it took.
 
     Started by ``torchrun`` or ``accelerate launch`` in several processes, each computes its part of every batch (of
     ``batch_size`` images in all), gradients, BatchNorm's statistics and metrics are those of the whole, and the first
@@ -82,8 +56,9 @@ def fit(
     which are drawn per process.
 
     ``checkpoint`` names a file without ending: an interrupted call, repeated, goes on after the last finished epoch and
-    ends, on a CPU, with the same weights; a finished one leaves :func:`~fmnist_utils.models.save_model`'s two files,
-    which the same call, repeated, loads instead of training again.
+    ends, on a CPU, with the same weights; a finished one leaves :func:`~fmnist_utils.checkpoints.save_model`'s two
+    files, which the same call, repeated, loads instead of training again: in a new process, and in the same one with
+    the model that it has trained.
     ``on_epoch`` is called after each epoch with its row; what it raises ends the training and reaches the caller, such
     as Optuna's ``TrialPruned``.
 
@@ -95,110 +70,39 @@ def fit(
     Raises ``ValueError`` for unknown names, features of another model, or a checkpoint of other settings, and
     ``FloatingPointError`` when the loss is no longer a number. Explained in notebooks/03_vgg16_transfer_learning.ipynb.
     """
-    unsettled = ("model", "train", "val", "checkpoint", "compile", "progress", "on_epoch")
-    settings = {k: v for k, v in locals().items() if k not in unsettled}
-    rank, processes = rank_and_count()
-    if epochs < 1:
-        raise ValueError(f"epochs={epochs}: train for at least 1.")
-    if batch_size < processes:
-        raise ValueError(f"batch_size={batch_size} is too small for {processes} processes: each needs an image.")
-    if mix is not None:
-        check_name("mix", mix, MIXES)
-        if isinstance(train, CachedFeatures):
-            raise ValueError(f"mix={mix!r} mixes images, which cached features are not: pass the images to fit().")
-
+    s = Settings(**settings)
+    if s.mix and isinstance(train, CachedFeatures):
+        raise ValueError(f"mix={s.mix!r} mixes images, which cached features are not: pass the images to fit().")
     part = _trainable_part(model, train, val).to(memory_format=torch.channels_last)
-    run = json.dumps([settings, model.config, model.weights, _fingerprint(train), _fingerprint(val)])
-    if checkpoint:  # a phase starts where the one before has ended
-        run += hashlib.sha256(b"".join(t.numpy().tobytes() for t in changed_state(model).values())).hexdigest()
-    if checkpoint and (found := from_first(lambda: _finished(Path(checkpoint), run))):
-        rows, state = found
-        load_state(model, state, checkpoint).eval()
-        return _as_history(rows, compile_seconds=0.0)
+    saved = Checkpoint(checkpoint, asdict(s), model, [_fingerprint(train), _fingerprint(val)])
+    if rows := saved.finished():
+        return pd.DataFrame(rows).set_index("epoch")
 
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, TorchDynamoPlugin
-
-    plain = part
-    with _left_as_found(plain, processes):
-        accelerator = Accelerator(
-            mixed_precision=choose_precision(mixed_precision),
-            cpu=on_cpu(),
-            dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=False) if compile else None,
-            # Buffers agree without it, and processes may have different numbers of validation batches.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        )
-        model.to(accelerator.device)
-        train, val = (on_device(data, accelerator.device) for data in (train, val))
-        loader = make_loader(train, batch_size, shuffle=True, seed=seed, process=rank, processes=processes)
-        steps = epochs * len(loader)
-        slow = model.backbone if backbone_lr is not None else None
-        opt = make_optimizer(part, optimizer, lr, weight_decay, slow, backbone_lr)
-        scheduler = make_schedule(opt, schedule, steps, len(loader), decay)
-        average = AveragedModel(part, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
-        val_part = Subset(val.view(0) if isinstance(val, CachedFeatures) else val, own_share(len(val)))
-        val_loader = make_loader(val_part, 2 * batch_size)
-        loss_function = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-        after_step = (lambda: average.update_parameters(plain)) if ema else None
-
-        progress_file = Path(f"{checkpoint}.resume.pt") if checkpoint else None
-        rows, best = [], {}
-        if state := from_first(lambda: _progress(progress_file, run)):
-            rows, best = state["rows"], state["best"]
-            model.load_state_dict(state["model"], strict=False)
-            opt.load_state_dict(state["optimizer"])
-            scheduler.load_state_dict(state["scheduler"])
-            if average is not None:
-                average.load_state_dict(state["average"])
-        part, opt = accelerator.prepare(part, opt)
-        for norm in plain.modules() if processes > 1 else ():
-            if isinstance(norm, _BatchNorm):
-                norm.forward = partial(joint_batch_norm, norm)
-        compile_seconds = _warm_up(part, plain, loader, val_loader, loss_function, accelerator) if compile else 0.0
-        bar = tqdm(total=epochs, initial=len(rows), unit="epoch", disable=not progress or rank > 0, leave=False)
-        for epoch in range(len(rows), epochs):
-            if _is_over(rows, patience):
-                break
-            # Seeding by epoch is what makes an interrupted run repeatable: no generator state has to be stored.
-            torch.manual_seed(seed * 100_003 + epoch + 10_000_019 * rank)
-            loader.generator.manual_seed(seed * 100_003 + epoch)
-            began = time.perf_counter()
-            train_loss, train_accuracy = train_one_epoch(
-                part, loader, opt, scheduler, loss_function, accelerator, mix=mix, after_step=after_step
-            )
-            if not math.isfinite(train_loss):
-                raise FloatingPointError(
-                    f"The loss is {train_loss} in epoch {epoch + 1}: lower lr (now {lr}) and start again."
-                )
-            with _averaged(plain, average):
-                val_loss, val_accuracy = evaluate(part, val_loader)
-                if val_accuracy >= max((row["val_accuracy"] for row in rows), default=0):
-                    best = {k: v.clone() for k, v in changed_state(model).items()}
-            rows.append(
-                {
-                    "epoch": epoch + 1,
-                    "lr": scheduler.get_last_lr()[0],
-                    "train_loss": train_loss,
-                    "train_accuracy": train_accuracy,
-                    "val_loss": val_loss,
-                    "val_accuracy": val_accuracy,
-                    "seconds": time.perf_counter() - began,
-                }
-            )
-            if progress_file and rank == 0:
-                _save_progress(progress_file, run, model, opt, scheduler, average, rows, best)
-            bar.set_postfix_str(f"validation accuracy {val_accuracy:.1%}")
-            bar.update()
-            if on_epoch:
-                on_epoch(rows[-1])
-        bar.close()
-    model.load_state_dict(best, strict=False)
-    model.eval()
-    if checkpoint:
-        from_first(lambda: save_model(model, checkpoint, settings=settings, history=rows, run=_digest(run)))
-        if rank == 0:
-            progress_file.unlink(missing_ok=True)
-    return _as_history(rows, compile_seconds)
+    rank, processes = rank_and_count()
+    with saved.left_as_it_is(), accelerator(part, s.mixed_precision, compile) as accelerate:
+        run = _Run(model, part, train, val, s, accelerate)
+        rows, best = saved.resume(run.optimizer, run.scheduler, run.average)
+        run.prepare()
+        bar = tqdm(total=s.epochs, initial=len(rows), unit="epoch", disable=not progress or rank > 0, leave=False)
+        with bar, JointBatchNorm() if processes > 1 else nullcontext():
+            compile_seconds = run.warm_up() if compile else None
+            for epoch in range(len(rows), s.epochs):
+                if _is_over(rows, s.patience):
+                    break
+                row = run.epoch(epoch)
+                if row["val_accuracy"] >= max((earlier["val_accuracy"] for earlier in rows), default=0):
+                    best = run.weights()
+                rows.append(row if compile_seconds is None else row | {"compile_seconds": compile_seconds})
+                compile_seconds = compile_seconds and 0.0
+                saved.keep(run.optimizer, run.scheduler, run.average, rows, best)
+                bar.set_postfix_str(f"validation accuracy {row['val_accuracy']:.1%}")
+                bar.update()
+                if on_epoch:
+                    on_epoch(rows[-1])
+        model.load_state_dict(best, strict=False)
+        model.eval()
+    saved.finish(rows)
+    return pd.DataFrame(rows).set_index("epoch")
 
 
 def fit_phases(
@@ -233,11 +137,91 @@ def fit_phases(
         name = f"{checkpoint}-phase{before + 1}" if checkpoint else None
         history = fit(model, train, val, **arguments, checkpoint=name, seed=seed + 1000 * before, progress=progress)
         histories.append(history.assign(phase=before + 1, trainable=counts[before]).reset_index(drop=True))
-    compile_seconds = sum(history.attrs["compile_seconds"] for history in histories)
     history = pd.concat(histories, ignore_index=True)
-    history.attrs["compile_seconds"] = compile_seconds
     history.index = pd.RangeIndex(1, len(history) + 1, name="epoch")
     return history
+
+
+class _Run:
+    """What a training needs, set up on its device: loaders, optimizer, schedule, moving average, loss."""
+
+    def __init__(
+        self, model: Classifier, part: nn.Module, train: Dataset, val: Dataset, s: Settings, accelerator
+    ) -> None:
+        self.model, self.plain, self.s, self.accelerator = model, part, s, accelerator
+        model.to(accelerator.device)
+        train, val = (on_device(data, accelerator.device) for data in (train, val))
+        rank, processes = rank_and_count()
+        self.loader = make_loader(train, s.batch_size, shuffle=True, seed=s.seed, process=rank, processes=processes)
+        val_part = Subset(val.view(0) if isinstance(val, CachedFeatures) else val, own_share(len(val)))
+        self.val_loader = make_loader(val_part, 2 * s.batch_size)
+        slow = model.backbone if s.backbone_lr is not None else None
+        self.optimizer = make_optimizer(part, s.optimizer, s.lr, s.weight_decay, slow, s.backbone_lr)
+        steps = len(self.loader)
+        self.scheduler = make_schedule(self.optimizer, s.schedule, s.epochs * steps, steps, s.decay)
+        ema = get_ema_multi_avg_fn(s.ema) if s.ema else None
+        self.average = AveragedModel(part, multi_avg_fn=ema, use_buffers=True) if ema else None
+        self.loss_function = nn.CrossEntropyLoss(label_smoothing=s.label_smoothing)
+
+    def prepare(self) -> None:
+        """Hand model and optimizer to Accelerate: mixed precision, compilation, several processes."""
+        self.part, self.optimizer = self.accelerator.prepare(self.plain, self.optimizer)
+
+    def epoch(self, number: int) -> dict:
+        """Train for one epoch and validate; the history's row."""
+        s = self.s
+        # Seeding by epoch is what makes an interrupted run repeatable: no generator state has to be stored.
+        torch.manual_seed(s.seed * 100_003 + number + 10_000_019 * rank_and_count()[0])
+        self.loader.generator.manual_seed(s.seed * 100_003 + number)
+        began = time.perf_counter()
+        after_step = (lambda: self.average.update_parameters(self.plain)) if self.average else None
+        train_loss, train_accuracy = train_one_epoch(
+            self.part,
+            self.loader,
+            self.optimizer,
+            self.scheduler,
+            self.loss_function,
+            self.accelerator,
+            mix=s.mix,
+            after_step=after_step,
+        )
+        if not math.isfinite(train_loss):
+            raise FloatingPointError(
+                f"The loss is {train_loss} in epoch {number + 1}: lower lr (now {s.lr}) and start again."
+            )
+        with averaged(self.plain, self.average):
+            val_loss, val_accuracy = validate(self.part, self.val_loader)
+        return {
+            "epoch": number + 1,
+            "lr": self.scheduler.get_last_lr()[0],
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "seconds": time.perf_counter() - began,
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of what was validated."""
+        with averaged(self.plain, self.average):
+            return {key: value.clone() for key, value in changed_state(self.model).items()}
+
+    def warm_up(self) -> float:
+        """Compile for every batch size to come; returns the seconds. Weights and statistics stay as they were."""
+        began = time.perf_counter()
+        kept = copy.deepcopy(self.plain.state_dict())
+        for training, batches in ((True, self.loader), (False, self.val_loader)):
+            self.part.train(training)
+            for size in sorted({len(batch) for batch in batches.batch_sampler}, reverse=True):
+                batch = batches.dataset.__getitems__(list(range(size)))
+                inputs, labels = (x.to(self.accelerator.device) for x in batch)
+                with torch.set_grad_enabled(training):
+                    loss = self.loss_function(self.part(as_input(inputs)), labels)
+                if training:
+                    self.accelerator.backward(loss)
+        self.plain.zero_grad()
+        self.plain.load_state_dict(kept)
+        return time.perf_counter() - began
 
 
 def train_one_epoch(
@@ -273,7 +257,7 @@ def train_one_epoch(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader) -> tuple[float, float]:
+def validate(model: nn.Module, loader) -> tuple[float, float]:
     """Mean cross-entropy (natural logarithm) and accuracy over the samples of ``loader``, in eval mode."""
     model.eval()
     device = next(model.parameters()).device
@@ -308,95 +292,6 @@ def _trainable_part(model: Classifier, train: Dataset, val: Dataset) -> nn.Modul
     return model.split(train.border)[1]
 
 
-def make_optimizer(
-    model: nn.Module,
-    name: str,
-    lr: float,
-    weight_decay: float,
-    slow: nn.Module | None = None,
-    slow_lr: float | None = None,
-) -> torch.optim.Optimizer:
-    """Adam, AdamW or SGD (Nesterov momentum 0.9) over the trainable parameters. Biases and norms are not decayed.
-
-    Parameters of ``slow`` (a part of ``model``) get the rate ``slow_lr`` in groups of their own, behind the others.
-    """
-    check_name("optimizer", name, OPTIMIZERS)
-    slow_ids = {id(p) for p in slow.parameters()} if slow is not None else set()
-    groups: dict[tuple, list] = {}
-    for p in sorted((p for p in model.parameters() if p.requires_grad), key=lambda p: id(p) in slow_ids):
-        rate = slow_lr if id(p) in slow_ids else lr
-        groups.setdefault((id(p) in slow_ids, rate, weight_decay if p.ndim > 1 else 0.0), []).append(p)
-    groups = [{"params": own, "lr": rate, "weight_decay": decay} for (_, rate, decay), own in groups.items()]
-    fused = next(model.parameters()).is_cuda  # one kernel a step, where parameters are many and small
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused)
-    return (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(groups, lr=lr, fused=fused)
-
-
-def make_schedule(optimizer, name: str, steps: int, steps_per_epoch: int, decay: float) -> LRScheduler:
-    """The learning-rate schedule ``name`` from each group's own rate, stepped once per batch."""
-    check_name("schedule", name, SCHEDULES)
-    if name == "one-cycle":
-        return OneCycleLR(optimizer, max_lr=[group["lr"] for group in optimizer.param_groups], total_steps=steps + 1)
-    return ExponentialLR(optimizer, gamma=decay ** (1 / steps_per_epoch) if name == "exponential" else 1.0)
-
-
-def on_device(data: Dataset, device: torch.device) -> Dataset:
-    """``data`` with its tensors on a GPU that has room for them, so that no batch has to travel."""
-    names = ("features", "labels") if isinstance(data, CachedFeatures) else ("images", "labels")
-    size = sum(getattr(data, name).nbytes for name in names)
-    if device.type != "cuda" or size > torch.cuda.mem_get_info(device)[0] / 2:
-        return data
-    data = copy.copy(data)
-    for name in names:
-        setattr(data, name, getattr(data, name).to(device))
-    return data
-
-
-def _warm_up(part, plain, loader, val_loader, loss_function, accelerator) -> float:
-    """Compile for every batch size to come; returns the seconds. Weights and statistics stay as they were."""
-    began = time.perf_counter()
-    kept = copy.deepcopy(plain.state_dict())
-    for training, batches in ((True, loader), (False, val_loader)):
-        part.train(training)
-        for size in sorted({len(batch) for batch in batches.batch_sampler}, reverse=True):
-            inputs, labels = (x.to(accelerator.device) for x in batches.dataset.__getitems__(list(range(size))))
-            with torch.set_grad_enabled(training):
-                loss = loss_function(part(as_input(inputs)), labels)
-            if training:
-                accelerator.backward(loss)
-    plain.zero_grad()
-    plain.load_state_dict(kept)
-    return time.perf_counter() - began
-
-
-@contextmanager
-def _left_as_found(model: nn.Module, processes: int):
-    """Whatever happens within it, at its end every layer has its own ``forward`` and Accelerate no state of this run.
-
-    Or the precision of a process's first training would bind all later ones, and notebook_launcher refuse to start.
-    """
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=processes == 1)
-    try:
-        yield
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=processes == 1)
-        for layer in model.modules():
-            vars(layer).pop("forward", None)
-            vars(layer).pop("_original_forward", None)
-
-
-def choose_precision(wanted: str) -> str:
-    """Accelerate's name of the precision that ``wanted`` means here; ``"auto"`` is the fast one of the device."""
-    if wanted != "auto":
-        return wanted
-    if not torch.cuda.is_available():
-        return "no"
-    return "bf16" if half_precision("cuda") == torch.bfloat16 else "fp16"
-
-
 def _fingerprint(data: Dataset) -> str:
     # The key of features names their images, but not their labels.
     inputs = data.key.encode() if isinstance(data, CachedFeatures) else data.images.numpy().tobytes()
@@ -408,68 +303,3 @@ def _is_over(rows: list[dict], patience: int | None) -> bool:
         return False
     accuracies = [row["val_accuracy"] for row in rows]
     return len(rows) - 1 - accuracies.index(max(accuracies)) >= patience
-
-
-def _as_history(rows: list[dict], compile_seconds: float) -> pd.DataFrame:
-    history = pd.DataFrame(rows).set_index("epoch")
-    history.attrs["compile_seconds"] = compile_seconds
-    return history
-
-
-def _digest(run: str) -> str:
-    return hashlib.sha256(run.encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _averaged(model: nn.Module, average: AveragedModel | None):
-    """Within it ``model`` has the averaged weights, if there are any."""
-    if average is None:
-        yield
-        return
-    own = copy.deepcopy(model.state_dict())
-    model.load_state_dict(average.module.state_dict())
-    try:
-        yield
-    finally:
-        model.load_state_dict(own)
-
-
-def _finished(path: Path, run: str) -> tuple[list[dict], dict] | None:
-    """History and weights of a finished training of the same settings."""
-    card = path.with_name(path.name + ".json")
-    if not card.is_file():
-        return None
-    try:
-        found = json.loads(card.read_text(encoding="utf-8"))
-    except ValueError:
-        return None  # damaged: trained anew and replaced
-    if found.get("run") != _digest(run):
-        return None
-    return found["history"], load_file(path.with_name(path.name + ".safetensors"))
-
-
-def _save_progress(path: Path, run: str, model, optimizer, scheduler, average, rows, best) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        "run": run,
-        "model": changed_state(model),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "average": average.state_dict() if average is not None else None,
-        "rows": rows,
-        "best": best,
-    }
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
-
-
-def _progress(path: Path | None, run: str) -> dict | None:
-    """What :func:`_save_progress` has written last, if it has."""
-    if path is None or not path.is_file():
-        return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state.get("run") != run:
-        raise ValueError(
-            f"{path} belongs to a run with other settings, data or model: delete it to start anew, or use those."
-        )
-    return state

@@ -246,7 +246,7 @@ def test_open_connections_of_other_people_block_nobody(server):
 
 def test_own_model_without_a_card_is_shown(monkeypatch, tmp_path):
     from fmnist_utils.app import pages, quality, serving
-    from fmnist_utils.models import load_model, save_model
+    from fmnist_utils.checkpoints import load_model, save_model
 
     save_model(load_model(serving.MODELS / "small-cnn"), tmp_path / "mine")
     monkeypatch.setattr(serving, "MODELS", tmp_path)

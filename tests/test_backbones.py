@@ -10,7 +10,8 @@ from torch import nn
 from torchvision.models import VGG16_Weights, get_model, get_model_weights
 
 from fmnist_utils import models
-from fmnist_utils.models import WeightsUnavailable, build_model, load_model, save_model, set_trainable, summary
+from fmnist_utils.checkpoints import load_model, save_model
+from fmnist_utils.models import WeightsUnavailable, build_model, set_trainable, summary
 
 pytestmark = pytest.mark.filterwarnings("error")
 

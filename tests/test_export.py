@@ -20,10 +20,11 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fmnist_utils import ROOT, __version__, data
+from fmnist_utils.checkpoints import load_model
 from fmnist_utils.export import __main__ as command
 from fmnist_utils.export import litert
 from fmnist_utils.export import onnx as export
-from fmnist_utils.models import build_model, load_model
+from fmnist_utils.models import build_model
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -18,7 +18,8 @@ from torchvision import transforms
 from torchvision.models import resnet50, vgg16
 
 from fmnist_utils import ROOT, models
-from fmnist_utils.models import WeightsUnavailable, build_model, load_model, save_model, set_trainable, summary
+from fmnist_utils.checkpoints import load_model, save_model
+from fmnist_utils.models import WeightsUnavailable, build_model, set_trainable, summary
 from fmnist_utils.preprocess import FASHION_MNIST_STATS, IMAGENET_STATS, VGG_ORIGINAL_STATS, Augment, Preprocess
 
 pytestmark = pytest.mark.filterwarnings("error")

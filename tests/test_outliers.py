@@ -10,9 +10,9 @@ from sklearn.covariance import EmpiricalCovariance
 from torch import nn
 
 from fmnist_utils import ROOT
+from fmnist_utils.checkpoints import load_model
 from fmnist_utils.data import load, train_val_split
 from fmnist_utils.explain import outliers
-from fmnist_utils.models import load_model
 
 FOLDER = ROOT / "data" / "models"
 

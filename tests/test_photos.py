@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFilter, PngImagePlugin
 from fmnist_utils import ROOT
 from fmnist_utils.app import photos
 from fmnist_utils.app.photos import STEPS, BadImage, prepare, read_image
+from fmnist_utils.checkpoints import load_model
 from fmnist_utils.data import CLASSES, load
-from fmnist_utils.models import load_model
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

@@ -102,8 +102,8 @@ def test_killed_process_ends_the_run_and_the_run_is_resumed(folders, tmp_path):
 
 
 def test_batch_smaller_than_the_number_of_processes_is_refused(small_vgg, tiny, tiny_val, monkeypatch):
-    from fmnist_utils import train
+    from fmnist_utils import settings, train
 
-    monkeypatch.setattr(train, "rank_and_count", lambda: (0, 4))
+    monkeypatch.setattr(settings, "rank_and_count", lambda: (0, 4))
     with pytest.raises(ValueError, match="batch_size=3 is too small for 4 processes"):
         train.fit(small_vgg(), tiny, tiny_val, epochs=1, batch_size=3)

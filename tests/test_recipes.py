@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import inspect
 import json
 
 import numpy as np
@@ -13,7 +12,7 @@ from fmnist_utils import data, recipes
 from fmnist_utils.models import build_model, set_trainable
 from fmnist_utils.preprocess import Augment
 from fmnist_utils.results import load_predictions, save_result
-from fmnist_utils.train import MIXES, OPTIMIZERS, SCHEDULES, fit
+from fmnist_utils.settings import Settings
 
 TINY_CNN = {
     "model": {"name": "small_cnn", "weights": None, "image_size": 12},
@@ -40,10 +39,8 @@ def test_every_recipe_can_be_built_and_trained_on_paper(name):
         arguments = {key: recipes.of_profile(value) for key, value in phase.items()}
         set_trainable(model, arguments.pop("trainable"))
         counts.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
-        bound = inspect.signature(fit).bind(model, None, None, **arguments)
-        bound.apply_defaults()
-        assert bound.arguments["optimizer"] in OPTIMIZERS and bound.arguments["schedule"] in SCHEDULES
-        assert bound.arguments["mix"] in (None, *MIXES) and bound.arguments["epochs"] >= 1
+        arguments.pop("compile", None)
+        Settings(**arguments)  # refuses unknown names and values
     assert counts == sorted(counts)
     augmented = model.preprocess.augment is not None
     assert augmented or recipe.get("views", 1) == 1

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fmnist_utils import ROOT
+from fmnist_utils.checkpoints import load_model
 from fmnist_utils.data import FashionMNIST, replacing, train_val_split
 from fmnist_utils.data import load as load_data
-from fmnist_utils.models import Classifier, file_sha256, load_model
+from fmnist_utils.models import Classifier, file_sha256
 
 #: Images to estimate means and covariance on, and to calibrate on: few enough for VGG16 on a CPU.
 TRAIN, VAL = 2_000, 2_000

@@ -67,7 +67,7 @@ def environment(folder: str | Path | None = None) -> Path:
 
 
 def convert(saved: Path, file: Path, python: Path, int8: bool = False) -> None:
-    """Write the model that :func:`fmnist_utils.models.save_model` wrote to ``saved`` as LiteRT's ``file``.
+    """Write the model that :func:`fmnist_utils.checkpoints.save_model` wrote to ``saved`` as LiteRT's ``file``.
 
     ``images``, uint8 [1, 28, 28], in; ``probabilities``, float32 [1, 10], out. ``int8`` stores the weights in 8 bits,
     with one scale per channel, and rounds activations to 8 bits where the file is run (dynamic-range quantisation), so
@@ -106,7 +106,7 @@ def _convert(saved: str, file: str, precision: str = "float32") -> None:
     import torch
     from torch import nn
 
-    from fmnist_utils.models import load_model
+    from fmnist_utils.checkpoints import load_model
 
     class Network(nn.Module):  # the dictionary names the output
         def __init__(self) -> None:

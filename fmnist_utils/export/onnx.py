@@ -19,10 +19,11 @@ import torch
 from torch import nn
 
 from fmnist_utils import __version__
+from fmnist_utils.checkpoints import save_model
 from fmnist_utils.data import CLASSES, FashionMNIST, replacing
 from fmnist_utils.evaluate import predict
 from fmnist_utils.export import litert
-from fmnist_utils.models import Classifier, file_sha256, save_model
+from fmnist_utils.models import Classifier, file_sha256
 
 INPUT = (
     'Input "images": uint8 [{0}, 28, 28], rows from the top, 0 = black background, bright garment, like Fashion-MNIST; '

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 T = TypeVar("T")
 
@@ -95,25 +97,34 @@ class _Total(torch.autograd.Function):
         return total(gradient.clone())
 
 
-def joint_batch_norm(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
-    """``norm(x)`` with the statistics of the whole batch, of which each process has a part (any part, even unequal).
+class JointBatchNorm(TorchFunctionMode):
+    """Within it, BatchNorm in training mode takes the statistics of the whole batch over all processes.
 
-    torch's ``SyncBatchNorm`` does it on GPUs only. Used in training mode in place of ``norm.forward``.
+    Each process has a part of the batch (any part, even unequal). torch's ``SyncBatchNorm`` does it on GPUs only.
     """
-    if not norm.training:
-        return type(norm).forward(norm, x)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not F.batch_norm:
+            return function(*args, **(kwargs or {}))
+        return _joint_batch_norm(*args, **(kwargs or {}))
+
+
+def _joint_batch_norm(
+    x: Tensor, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+) -> Tensor:
+    if not training:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     dims, shape = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
     x_float = x.float()
     count = total(torch.tensor(x.numel() / x.shape[1], device=x.device))
     mean = _Total.apply(x_float.sum(dims)) / count
     centred = x_float - mean.view(shape)
     variance = _Total.apply(centred.square().sum(dims)) / count
-    if norm.track_running_stats:
+    if running_mean is not None:
         with torch.no_grad():
-            norm.num_batches_tracked += 1
-            norm.running_mean.lerp_(mean, norm.momentum)
-            norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
-    normalised = centred * (variance.view(shape) + norm.eps).rsqrt()
-    if norm.affine:
-        normalised = normalised * norm.weight.view(shape) + norm.bias.view(shape)
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(variance * count / (count - 1), momentum)
+    normalised = centred * (variance.view(shape) + eps).rsqrt()
+    if weight is not None:
+        normalised = normalised * weight.view(shape) + bias.view(shape)
     return normalised.to(x.dtype)

@@ -1,0 +1,112 @@
+"""What decides the numbers of a training, and what is made of it: optimizer, learning-rate schedule, moving average.
+
+Explained in ``notebooks/03_vgg16_transfer_learning.ipynb``.
+"""
+
+import copy
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel
+
+from fmnist_utils.models import check_name
+from fmnist_utils.scale.processes import rank_and_count
+
+__all__ = ["Settings", "averaged", "make_optimizer", "make_schedule"]
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("one-cycle", "exponential", "constant")
+MIXES = ("mixup", "cutmix")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers of a training; the arguments of :func:`fit` by these names, all but ``epochs`` optional.
+
+    ``schedule`` changes the learning rate every batch: ``one-cycle`` (Smith, 2018, arXiv:1803.09820), ``exponential``
+    (times ``decay`` per epoch) or ``constant``. ``optimizer`` is ``adam``, ``adamw`` or ``sgd``.
+    ``backbone_lr`` gives the backbone's layers a rate of their own, usually lower than the head's ``lr``.
+    ``mix`` trains on pairs of images, torchvision's ``mixup`` (Zhang et al., 2018, arXiv:1710.09412) or ``cutmix`` (Yun
+    et al., 2019, arXiv:1905.04899); ``ema`` validates and keeps an exponential moving average of the weights, such as
+    0.99 (torch's ``AveragedModel``; Polyak & Juditsky, 1992), instead of the last ones.
+    ``patience`` stops after that many epochs without a better validation accuracy. ``mixed_precision``: ``"auto"`` is
+    bf16 (or fp16) on a CUDA GPU and float32 elsewhere; or Accelerate's ``"no"``, ``"fp16"``, ``"bf16"``.
+    """
+
+    # Their order is part of a checkpoint's identity.
+    epochs: int
+    batch_size: int = 128
+    lr: float = 1e-3
+    backbone_lr: float | None = None
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    schedule: str = "one-cycle"
+    decay: float = 0.9
+    label_smoothing: float = 0.0
+    mix: str | None = None
+    ema: float | None = None
+    patience: int | None = None
+    mixed_precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        processes = rank_and_count()[1]
+        if self.epochs < 1:
+            raise ValueError(f"epochs={self.epochs}: train for at least 1.")
+        if self.batch_size < processes:
+            raise ValueError(
+                f"batch_size={self.batch_size} is too small for {processes} processes: each needs an image."
+            )
+        check_name("optimizer", self.optimizer, OPTIMIZERS)
+        check_name("schedule", self.schedule, SCHEDULES)
+        check_name("mix", self.mix, (*MIXES, None))
+
+
+def make_optimizer(
+    model: nn.Module,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    slow: nn.Module | None = None,
+    slow_lr: float | None = None,
+) -> torch.optim.Optimizer:
+    """Adam, AdamW or SGD (Nesterov momentum 0.9) over the trainable parameters. Biases and norms are not decayed.
+
+    Parameters of ``slow`` (a part of ``model``) get the rate ``slow_lr`` in groups of their own, behind the others.
+    """
+    check_name("optimizer", name, OPTIMIZERS)
+    slow_ids = {id(p) for p in slow.parameters()} if slow is not None else set()
+    groups: dict[tuple, list] = {}
+    for p in sorted((p for p in model.parameters() if p.requires_grad), key=lambda p: id(p) in slow_ids):
+        rate = slow_lr if id(p) in slow_ids else lr
+        groups.setdefault((id(p) in slow_ids, rate, weight_decay if p.ndim > 1 else 0.0), []).append(p)
+    groups = [{"params": own, "lr": rate, "weight_decay": decay} for (_, rate, decay), own in groups.items()]
+    fused = next(model.parameters()).is_cuda  # one kernel a step, where parameters are many and small
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused)
+    return (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(groups, lr=lr, fused=fused)
+
+
+def make_schedule(optimizer, name: str, steps: int, steps_per_epoch: int, decay: float) -> LRScheduler:
+    """The learning-rate schedule ``name`` from each group's own rate, stepped once per batch."""
+    check_name("schedule", name, SCHEDULES)
+    if name == "one-cycle":
+        return OneCycleLR(optimizer, max_lr=[group["lr"] for group in optimizer.param_groups], total_steps=steps + 1)
+    return ExponentialLR(optimizer, gamma=decay ** (1 / steps_per_epoch) if name == "exponential" else 1.0)
+
+
+@contextmanager
+def averaged(model: nn.Module, average: AveragedModel | None):
+    """Within it ``model`` has the averaged weights, if there are any."""
+    if average is None:
+        yield
+        return
+    last = copy.deepcopy(model.state_dict())
+    model.load_state_dict(average.module.state_dict())
+    try:
+        yield
+    finally:
+        model.load_state_dict(last)
