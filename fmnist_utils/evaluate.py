@@ -30,6 +30,7 @@ __all__ = [
     "load_predictions",
     "load_results",
     "mcnemar",
+    "measure",
     "peak_memory_mb",
     "predict",
     "reliability",
@@ -82,6 +83,20 @@ def score(probabilities: np.ndarray, labels: torch.Tensor) -> dict[str, float]:
         "macro_f1": float(f1_score(labels, predicted, average="macro")),
         "loss": float(log_loss(labels, probabilities, labels=range(probabilities.shape[1]))),
     }
+
+
+def measure(
+    model: Classifier, inputs: dict[str, Dataset], labels: dict[str, torch.Tensor], mirror: bool = False
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """A run's metrics in the schema of ``results/``, and its predictions, float32 [N, 10], by split.
+
+    ``inputs`` are images or features of any of ``test``, ``val`` and ``train``, ``labels`` int64 [N]. The metrics are
+    the accuracy on each, and ``macro_f1`` of the test images. Used in notebooks/03_vgg16_transfer_learning.ipynb.
+    """
+    predictions = {split: predict(model, data, flip=mirror) for split, data in inputs.items()}
+    scores = {split: score(predictions[split], labels[split]) for split in predictions}
+    metrics = {f"{split}_accuracy": found["accuracy"] for split, found in scores.items()}
+    return metrics | ({"macro_f1": scores["test"]["macro_f1"]} if "test" in scores else {}), predictions
 
 
 def accuracy_interval(correct: int, count: int) -> tuple[float, float]:

@@ -23,9 +23,10 @@ from torchvision.transforms.v2 import CutMix, MixUp
 from tqdm import tqdm
 
 from fmnist_utils.cache import CachedFeatures, as_input
-from fmnist_utils.checkpoints import Checkpoint, changed_state
+from fmnist_utils.checkpoints import changed_state
 from fmnist_utils.data import CLASSES, batch_weights, make_loader
 from fmnist_utils.models import Classifier, set_trainable
+from fmnist_utils.resume import Checkpoint
 from fmnist_utils.scale.accelerator import accelerator, on_device
 from fmnist_utils.scale.processes import JointBatchNorm, own_share, rank_and_count, total
 from fmnist_utils.settings import Settings, averaged, make_optimizer, make_schedule

@@ -11,6 +11,7 @@ import torch
 from fmnist_utils import data, recipes
 from fmnist_utils.models import build_model, set_trainable
 from fmnist_utils.preprocess import Augment
+from fmnist_utils.recipes import runner
 from fmnist_utils.results import load_predictions, save_result
 from fmnist_utils.settings import Settings
 
@@ -55,10 +56,10 @@ def run(monkeypatch, tmp_path):
     some = data.load("test").subset(500)
     splits = {"train": some.select(range(300)), "test": some.select(range(300, 500))}
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    monkeypatch.setattr(recipes, "load", splits.get)
-    monkeypatch.setattr(recipes, "train_val_split", functools.partial(data.train_val_split, val=200))
-    monkeypatch.setattr(recipes, "ROOT", tmp_path)
-    monkeypatch.setattr(recipes, "save_result", functools.partial(save_result, folder=tmp_path / "results"))
+    monkeypatch.setattr(runner, "load", splits.get)
+    monkeypatch.setattr(runner, "train_val_split", functools.partial(data.train_val_split, val=200))
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "save_result", functools.partial(save_result, folder=tmp_path / "results"))
     monkeypatch.setitem(recipes.RECIPES, "tiny-cnn", TINY_CNN)
     monkeypatch.setitem(recipes.RECIPES, "tiny-vgg", TINY_VGG)
 

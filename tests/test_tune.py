@@ -20,6 +20,8 @@ from matplotlib import pyplot as plt
 from optuna.trial import TrialState
 
 from fmnist_utils import data, recipes
+from fmnist_utils.preprocess import Augment
+from fmnist_utils.recipes import runner
 from fmnist_utils.results import save_result
 from fmnist_utils.tune import __main__ as command
 from fmnist_utils.tune import study as tune
@@ -184,7 +186,7 @@ def test_as_recipe_draws_and_repeats(monkeypatch):
         recipe = tune.as_recipe(trial)
         study.tell(trial, 0.5)
         assert tune.as_recipe(study.trials[-1]) == recipe
-        assert eval(repr(recipe), {"Augment": recipes.Augment}) == recipe  # so it can be pasted
+        assert eval(repr(recipe), {"Augment": Augment}) == recipe  # so it can be pasted
         assert ("augment" in recipe["model"]) == (recipe["views"] == 2)
     assert tune.as_recipe(optuna.trial.FixedTrial(BEST))["model"]["dropout"] == 0.23
 
@@ -192,9 +194,9 @@ def test_as_recipe_draws_and_repeats(monkeypatch):
 def test_winner_runs_as_a_recipe(tmp_path, monkeypatch):
     some = data.load("test").subset(260)
     splits = {"train": some.select(range(160)), "test": some.select(range(60, 260))}
-    monkeypatch.setattr(recipes, "load", splits.get)
-    monkeypatch.setattr(recipes, "train_val_split", lambda dataset: (splits["train"], splits["test"]))
-    monkeypatch.setattr(recipes, "save_result", lambda *a, **k: save_result(*a, **k, folder=tmp_path))
+    monkeypatch.setattr(runner, "load", splits.get)
+    monkeypatch.setattr(runner, "train_val_split", lambda dataset: (splits["train"], splits["test"]))
+    monkeypatch.setattr(runner, "save_result", lambda *a, **k: save_result(*a, **k, folder=tmp_path))
     found = tune.as_recipe(optuna.trial.FixedTrial(BEST)) | {"images": 60}
     monkeypatch.setitem(recipes.RECIPES, "found", found)
     result = json.loads(recipes.run("found", verbose=False).read_text())

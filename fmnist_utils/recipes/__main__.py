@@ -1,0 +1,31 @@
+"""``python -m fmnist_utils.recipes vgg16-frozen`` trains, tests once and writes the result."""
+
+import argparse
+
+from fmnist_utils import ROOT
+from fmnist_utils.recipes.runner import run
+from fmnist_utils.recipes.table import INGREDIENTS, RECIPES
+from fmnist_utils.scale.processes import is_first
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run each; means and deviations are kept")
+    parser.add_argument("--random-weights", action="store_true", help="the same recipe without pretrained weights")
+    parser.add_argument("--without", nargs="+", default=[], choices=INGREDIENTS, help="leave these out of the recipe")
+    parser.add_argument("--save", action="store_true", help="put the first seed's model into data/models")
+    parser.add_argument(
+        "--cache", nargs="?", const=ROOT / "data" / "cache", help="folder for the features (data/cache)"
+    )
+    parser.add_argument(
+        "--checkpoint", nargs="?", const=ROOT / "data" / "checkpoints", help="folder to resume from (data/checkpoints)"
+    )
+    arguments = vars(parser.parse_args())
+    path = run(arguments.pop("name"), **arguments)
+    if is_first():
+        print("wrote", path.name)
+
+
+if __name__ == "__main__":
+    main()
