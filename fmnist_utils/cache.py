@@ -8,24 +8,22 @@ it is computed once, kept as float16, and only the layers behind it are trained.
 import hashlib
 import json
 import math
-import shutil
 import time
-import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from fmnist_utils.data import FashionMNIST, replacing, row_numbers
+from fmnist_utils.data import FashionMNIST, fingerprint, replacing, row_numbers
 from fmnist_utils.models import Classifier, check_name
 from fmnist_utils.scale.engines import OpenVINOEngine, TorchEngine, default_device, half_precision
 from fmnist_utils.scale.processes import exchange, from_first, is_first, rank_and_count, shares, wait
+from fmnist_utils.scale.storage import allocate, new_file, open_file
 
 
 @dataclass(frozen=True)
@@ -148,15 +146,13 @@ def cache_features(
     settings = (own_key, views, (asdict(model.preprocess.augment), seed) if views > 1 else None)
     if half := half_precision(device.type):  # such features differ a little from those of a CPU
         settings += (str(half),)
-    calibrated = calibration and hashlib.sha256(calibration.images.numpy().tobytes()).hexdigest()
+    calibrated = calibration and fingerprint(calibration.images)
     if engine == "openvino":
         settings += (engine, calibrated)
-    digest = hashlib.sha256(repr(settings).encode())
-    digest.update(dataset.images.numpy().tobytes())
-    key = digest.hexdigest()[:16]
+    key = fingerprint(repr(settings), dataset.images)[:16]
     store = Path(folder) / f"{key}.npy" if folder else None
     if store and (found := from_first(lambda: _read_report(store))):
-        report, features = PrefixPass(**found, reused=True), _open(store)
+        report, features = PrefixPass(**found, reused=True), open_file(store)
     else:
         # Small batches keep activations in the CPU's reused memory; a GPU needs large ones to be busy.
         fitting = max(8, min(32, 32 * 64**2 // model.preprocess.image_size**2)) if device.type == "cpu" else 256
@@ -189,7 +185,7 @@ def _run(model, prefix, make_engine, dataset, views, store, batch_size, device, 
         ):
             engine = make_engine(views * (edges[rank + 1] - edges[rank]))
             shape = (views, count, *prefix(dataset.images[:1].to(device)).shape[1:])
-            features = _allocate(from_first(lambda: part and _new_file(part, shape)), shape)
+            features = allocate(from_first(lambda: part and new_file(part, shape)), shape)
             for view in range(views):
                 model.preprocess.train(view > 0)
                 for start in own:
@@ -211,7 +207,7 @@ def _run(model, prefix, make_engine, dataset, views, store, batch_size, device, 
     report = PrefixPass(views * count, time.perf_counter() - began, engine.name, 2 * math.prod(shape))
     if store:
         from_first(lambda: _write_report(store, report))
-        features = _open(store)
+        features = open_file(store)
     return features, report
 
 
@@ -223,26 +219,3 @@ def _read_report(store: Path) -> dict | None:
 def _write_report(store: Path, report: PrefixPass) -> None:
     with replacing(store.with_suffix(".json")) as part:
         part.write_text(json.dumps({k: v for k, v in asdict(report).items() if k != "reused"}))
-
-
-def _open(store: Path) -> Tensor:
-    # Linux counts a copy-on-write mapping as memory and refuses one that is larger; a read-only one may be any size.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.load(store, mmap_mode="r"))
-
-
-def _new_file(part: Path, shape: tuple[int, ...]) -> Path:
-    needed, free = 2 * math.prod(shape), shutil.disk_usage(part.parent).free
-    if needed > free:
-        raise OSError(f"The features need {needed / 1e9:.1f} GB in {part.parent}, where {free / 1e9:.1f} GB are free.")
-    np.lib.format.open_memmap(part, "w+", np.float16, shape)
-    return part
-
-
-def _allocate(part: Path | None, shape: tuple[int, ...]) -> Tensor:
-    if part is None:
-        return torch.empty(shape, dtype=torch.float16)
-    if not part.is_file():  # another machine's process has made it
-        raise OSError(f"{part.parent} must be a folder that all machines share, but not all of them see its files.")
-    return torch.from_numpy(np.lib.format.open_memmap(part, "r+"))

@@ -5,19 +5,21 @@ Explained in `notebooks/01_exploration.ipynb` (the data) and `notebooks/02_prepr
 """
 
 import gzip
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
+from fmnist_utils.scale.processes import BatchShare
 from fmnist_utils.sources import csv_files, idx
 from fmnist_utils.sources.files import DataError, check_labels, replacing, shown
 from fmnist_utils.sources.idx import read_idx
 
 __all__ = [
-    "CLASSES", "DataError", "FashionMNIST", "batch_weights", "load", "make_loader", "read_csv", "read_idx", "replacing",
+    "CLASSES", "DataError", "FashionMNIST", "fingerprint", "load", "make_loader", "read_csv", "read_idx", "replacing",
     "row_numbers", "train_val_split", "write_csv",
 ]  # fmt: skip
 
@@ -144,35 +146,21 @@ def make_loader(
     if processes == 1:
         return DataLoader(dataset, batch_size, shuffle, collate_fn=_as_it_is, generator=generator, drop_last=drop_last)
     order = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
-    batches = _BatchShare(BatchSampler(order, batch_size, drop_last), process, processes)
+    batches = BatchShare(BatchSampler(order, batch_size, drop_last), process, processes)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is, generator=generator)
-
-
-def batch_weights(loader: DataLoader) -> list[float]:
-    """What each batch's mean loss counts in the mean over processes: 1, unless they cannot share the batch evenly."""
-    if not isinstance(share := getattr(loader, "batch_sampler", None), _BatchShare):
-        return [1.0] * len(loader)
-    count, size = len(loader.dataset), share.batches.batch_size
-    sizes = [min(size, count - start) for start in range(0, count, size)][: len(share)]
-    return [len(range(share.process, size, share.processes)) * share.processes / size for size in sizes]
-
-
-class _BatchShare(Sampler):
-    """One process's part of each batch."""
-
-    def __init__(self, batches: BatchSampler, process: int, processes: int):
-        self.batches, self.process, self.processes = batches, process, processes
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (batch[self.process :: self.processes] for batch in self.batches)
 
 
 def _as_it_is(batch):
     # `__getitems__` has already put the batch together.
     return batch
+
+
+def fingerprint(*parts: torch.Tensor | str) -> str:
+    """SHA-256, in hexadecimal, of tensors' bytes and texts in turn: names data in caches and checkpoints."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def row_numbers(indices: Sequence[int] | np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:

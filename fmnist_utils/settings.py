@@ -8,14 +8,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, OneCycleLR
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset, Subset
 
-from fmnist_utils.models import check_name
-from fmnist_utils.scale.processes import rank_and_count
+from fmnist_utils.cache import CachedFeatures, as_input
+from fmnist_utils.checkpoints import changed_state
+from fmnist_utils.data import make_loader
+from fmnist_utils.models import Classifier, check_name
+from fmnist_utils.scale.accelerator import on_device, warm_up
+from fmnist_utils.scale.processes import own_share, rank_and_count
 
-__all__ = ["Settings", "averaged", "make_optimizer", "make_schedule"]
+__all__ = ["Run", "Settings", "averaged", "make_optimizer", "make_schedule"]
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "exponential", "constant")
@@ -110,3 +115,42 @@ def averaged(model: nn.Module, average: AveragedModel | None):
         yield
     finally:
         model.load_state_dict(last)
+
+
+class Run:
+    """What a training needs, set up on its device: loaders, optimizer, schedule, moving average, loss."""
+
+    def __init__(
+        self, model: Classifier, part: nn.Module, train: Dataset, val: Dataset, s: Settings, accelerator
+    ) -> None:
+        self.model, self.plain, self.settings, self.accelerator = model, part, s, accelerator
+        model.to(accelerator.device)
+        train, val = (on_device(data, accelerator.device) for data in (train, val))
+        rank, processes = rank_and_count()
+        self.loader = make_loader(train, s.batch_size, shuffle=True, seed=s.seed, process=rank, processes=processes)
+        val_part = Subset(val.view(0) if isinstance(val, CachedFeatures) else val, own_share(len(val)))
+        self.val_loader = make_loader(val_part, 2 * s.batch_size)
+        slow = model.backbone if s.backbone_lr is not None else None
+        self.optimizer = make_optimizer(part, s.optimizer, s.lr, s.weight_decay, slow, s.backbone_lr)
+        steps = len(self.loader)
+        self.scheduler = make_schedule(self.optimizer, s.schedule, s.epochs * steps, steps, s.decay)
+        ema = get_ema_multi_avg_fn(s.ema) if s.ema else None
+        self.average = AveragedModel(part, multi_avg_fn=ema, use_buffers=True) if ema else None
+        self.loss_function = nn.CrossEntropyLoss(label_smoothing=s.label_smoothing)
+
+    def prepare(self) -> None:
+        """Hand model and optimizer to Accelerate: mixed precision, compilation, several processes."""
+        self.part, self.optimizer = self.accelerator.prepare(self.plain, self.optimizer)
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of what was validated."""
+        with averaged(self.plain, self.average):
+            return {key: value.clone() for key, value in changed_state(self.model).items()}
+
+    def warm_up(self) -> float:
+        """Compile for every batch size to come; returns the seconds."""
+
+        def loss(inputs: Tensor, labels: Tensor) -> Tensor:
+            return self.loss_function(self.part(as_input(inputs)), labels)
+
+        return warm_up(self.plain, self.part, self.loader, self.val_loader, loss, self.accelerator)

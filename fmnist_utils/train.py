@@ -4,8 +4,6 @@ Written out once and explained in ``notebooks/03_vgg16_transfer_learning.ipynb``
 ``notebooks/04_resnet50_fine_tuning.ipynb``.
 """
 
-import copy
-import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,20 +14,18 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import Dataset, Subset
+from torch import nn
+from torch.utils.data import Dataset
 from torchvision.transforms.v2 import CutMix, MixUp
 from tqdm import tqdm
 
 from fmnist_utils.cache import CachedFeatures, as_input
-from fmnist_utils.checkpoints import changed_state
-from fmnist_utils.data import CLASSES, batch_weights, make_loader
+from fmnist_utils.data import CLASSES, fingerprint
 from fmnist_utils.models import Classifier, set_trainable
 from fmnist_utils.resume import Checkpoint
-from fmnist_utils.scale.accelerator import accelerator, on_device
-from fmnist_utils.scale.processes import JointBatchNorm, own_share, rank_and_count, total
-from fmnist_utils.settings import Settings, averaged, make_optimizer, make_schedule
+from fmnist_utils.scale.accelerator import accelerator
+from fmnist_utils.scale.processes import JointBatchNorm, batch_weights, rank_and_count, total
+from fmnist_utils.settings import Run, Settings, averaged
 
 
 def fit(
@@ -81,7 +77,7 @@ def fit(
 
     rank, processes = rank_and_count()
     with saved.left_as_it_is(), accelerator(part, s.mixed_precision, compile) as accelerate:
-        run = _Run(model, part, train, val, s, accelerate)
+        run = Run(model, part, train, val, s, accelerate)
         rows, best = saved.resume(run.optimizer, run.scheduler, run.average)
         run.prepare()
         bar = tqdm(total=s.epochs, initial=len(rows), unit="epoch", disable=not progress or rank > 0, leave=False)
@@ -90,7 +86,7 @@ def fit(
             for epoch in range(len(rows), s.epochs):
                 if _is_over(rows, s.patience):
                     break
-                row = run.epoch(epoch)
+                row = _epoch(run, epoch)
                 if row["val_accuracy"] >= max((earlier["val_accuracy"] for earlier in rows), default=0):
                     best = run.weights()
                 rows.append(row if compile_seconds is None else row | {"compile_seconds": compile_seconds})
@@ -143,86 +139,38 @@ def fit_phases(
     return history
 
 
-class _Run:
-    """What a training needs, set up on its device: loaders, optimizer, schedule, moving average, loss."""
-
-    def __init__(
-        self, model: Classifier, part: nn.Module, train: Dataset, val: Dataset, s: Settings, accelerator
-    ) -> None:
-        self.model, self.plain, self.s, self.accelerator = model, part, s, accelerator
-        model.to(accelerator.device)
-        train, val = (on_device(data, accelerator.device) for data in (train, val))
-        rank, processes = rank_and_count()
-        self.loader = make_loader(train, s.batch_size, shuffle=True, seed=s.seed, process=rank, processes=processes)
-        val_part = Subset(val.view(0) if isinstance(val, CachedFeatures) else val, own_share(len(val)))
-        self.val_loader = make_loader(val_part, 2 * s.batch_size)
-        slow = model.backbone if s.backbone_lr is not None else None
-        self.optimizer = make_optimizer(part, s.optimizer, s.lr, s.weight_decay, slow, s.backbone_lr)
-        steps = len(self.loader)
-        self.scheduler = make_schedule(self.optimizer, s.schedule, s.epochs * steps, steps, s.decay)
-        ema = get_ema_multi_avg_fn(s.ema) if s.ema else None
-        self.average = AveragedModel(part, multi_avg_fn=ema, use_buffers=True) if ema else None
-        self.loss_function = nn.CrossEntropyLoss(label_smoothing=s.label_smoothing)
-
-    def prepare(self) -> None:
-        """Hand model and optimizer to Accelerate: mixed precision, compilation, several processes."""
-        self.part, self.optimizer = self.accelerator.prepare(self.plain, self.optimizer)
-
-    def epoch(self, number: int) -> dict:
-        """Train for one epoch and validate; the history's row."""
-        s = self.s
-        # Seeding by epoch is what makes an interrupted run repeatable: no generator state has to be stored.
-        torch.manual_seed(s.seed * 100_003 + number + 10_000_019 * rank_and_count()[0])
-        self.loader.generator.manual_seed(s.seed * 100_003 + number)
-        began = time.perf_counter()
-        after_step = (lambda: self.average.update_parameters(self.plain)) if self.average else None
-        train_loss, train_accuracy = train_one_epoch(
-            self.part,
-            self.loader,
-            self.optimizer,
-            self.scheduler,
-            self.loss_function,
-            self.accelerator,
-            mix=s.mix,
-            after_step=after_step,
+def _epoch(run: Run, number: int) -> dict:
+    """Train for one epoch and validate; the history's row."""
+    s = run.settings
+    # Seeding by epoch is what makes an interrupted run repeatable: no generator state has to be stored.
+    torch.manual_seed(s.seed * 100_003 + number + 10_000_019 * rank_and_count()[0])
+    run.loader.generator.manual_seed(s.seed * 100_003 + number)
+    began = time.perf_counter()
+    train_loss, train_accuracy = train_one_epoch(
+        run.part,
+        run.loader,
+        run.optimizer,
+        run.scheduler,
+        run.loss_function,
+        run.accelerator,
+        mix=s.mix,
+        after_step=(lambda: run.average.update_parameters(run.plain)) if run.average else None,
+    )
+    if not math.isfinite(train_loss):
+        raise FloatingPointError(
+            f"The loss is {train_loss} in epoch {number + 1}: lower lr (now {s.lr}) and start again."
         )
-        if not math.isfinite(train_loss):
-            raise FloatingPointError(
-                f"The loss is {train_loss} in epoch {number + 1}: lower lr (now {s.lr}) and start again."
-            )
-        with averaged(self.plain, self.average):
-            val_loss, val_accuracy = validate(self.part, self.val_loader)
-        return {
-            "epoch": number + 1,
-            "lr": self.scheduler.get_last_lr()[0],
-            "train_loss": train_loss,
-            "train_accuracy": train_accuracy,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-            "seconds": time.perf_counter() - began,
-        }
-
-    def weights(self) -> dict[str, Tensor]:
-        """A copy of what was validated."""
-        with averaged(self.plain, self.average):
-            return {key: value.clone() for key, value in changed_state(self.model).items()}
-
-    def warm_up(self) -> float:
-        """Compile for every batch size to come; returns the seconds. Weights and statistics stay as they were."""
-        began = time.perf_counter()
-        kept = copy.deepcopy(self.plain.state_dict())
-        for training, batches in ((True, self.loader), (False, self.val_loader)):
-            self.part.train(training)
-            for size in sorted({len(batch) for batch in batches.batch_sampler}, reverse=True):
-                batch = batches.dataset.__getitems__(list(range(size)))
-                inputs, labels = (x.to(self.accelerator.device) for x in batch)
-                with torch.set_grad_enabled(training):
-                    loss = self.loss_function(self.part(as_input(inputs)), labels)
-                if training:
-                    self.accelerator.backward(loss)
-        self.plain.zero_grad()
-        self.plain.load_state_dict(kept)
-        return time.perf_counter() - began
+    with averaged(run.plain, run.average):
+        val_loss, val_accuracy = validate(run.part, run.val_loader)
+    return {
+        "epoch": number + 1,
+        "lr": run.scheduler.get_last_lr()[0],
+        "train_loss": train_loss,
+        "train_accuracy": train_accuracy,
+        "val_loss": val_loss,
+        "val_accuracy": val_accuracy,
+        "seconds": time.perf_counter() - began,
+    }
 
 
 def train_one_epoch(
@@ -295,8 +243,7 @@ def _trainable_part(model: Classifier, train: Dataset, val: Dataset) -> nn.Modul
 
 def _fingerprint(data: Dataset) -> str:
     # The key of features names their images, but not their labels.
-    inputs = data.key.encode() if isinstance(data, CachedFeatures) else data.images.numpy().tobytes()
-    return hashlib.sha256(inputs + data.labels.numpy().tobytes()).hexdigest()[:16]
+    return fingerprint(data.key if isinstance(data, CachedFeatures) else data.images, data.labels)[:16]
 
 
 def _is_over(rows: list[dict], patience: int | None) -> bool:

@@ -19,7 +19,7 @@ from fmnist_utils.cache import CachedFeatures, PrefixPass, cache_features
 from fmnist_utils.data import FashionMNIST
 from fmnist_utils.models import build_model, set_trainable
 from fmnist_utils.preprocess import VGG_ORIGINAL_STATS, Augment
-from fmnist_utils.scale import engines
+from fmnist_utils.scale import engines, storage
 from fmnist_utils.scale.engines import find_compiler
 
 POOL = 2  # the side to which small_vgg's head, and so the frozen part in front of it, pools
@@ -207,7 +207,7 @@ def test_file_larger_than_the_memory_can_be_used(tmp_path):
     file = np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.float16, (1, rows, 1024))  # sparse: takes no disk
     file[0, rows - 1] = 3
     del file
-    features = cache._open(tmp_path / "large.npy")
+    features = storage.open_file(tmp_path / "large.npy")
     assert features.shape == (1, rows, 1024) and (features[0, -1] == 3).all() and (features[0, -2] == 0).all()
 
 
@@ -230,7 +230,7 @@ def test_interrupted_pass_leaves_no_file(small_vgg, tiny, tmp_path, error):
 
 
 def test_too_small_a_disk_is_noticed_before_computing(small_vgg, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: cache.shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: storage.shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(OSError, match="0.0 GB are free"):
         cached(small_vgg(), tiny, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ import torchvision
 
 from fmnist_utils import ROOT, data
 from fmnist_utils.data import CLASSES, DataError, FashionMNIST
+from fmnist_utils.scale.processes import batch_weights
 from fmnist_utils.sources import csv_files, files
 from fmnist_utils.sources import idx as idx_files
 
@@ -617,10 +618,8 @@ def test_weighted_means_of_the_parts_average_to_the_mean_of_the_batch(count, siz
     parts = [data.make_loader(images, size, process=i, processes=processes) for i in range(processes)]
     whole = [values[rows].mean() for _, rows in data.make_loader(images, size)]
     weighted = [
-        torch.stack(
-            [values[rows].mean() * weight for (_, rows), weight in zip(part, data.batch_weights(part), strict=True)]
-        )
+        torch.stack([values[rows].mean() * weight for (_, rows), weight in zip(part, batch_weights(part), strict=True)])
         for part in parts
     ]
     torch.testing.assert_close(torch.stack(weighted).mean(0), torch.stack(whole))
-    assert data.batch_weights(data.make_loader(images, size)) == [1.0] * len(whole)
+    assert batch_weights(data.make_loader(images, size)) == [1.0] * len(whole)

@@ -1,12 +1,13 @@
 """Accelerate for one training: device, precision, compilation, several processes; and data that move to a GPU once."""
 
 import copy
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from fmnist_utils.scale.engines import half_precision
 from fmnist_utils.scale.processes import on_cpu, rank_and_count
@@ -58,3 +59,25 @@ def on_device(data: Dataset, device: torch.device) -> Dataset:
     for name in names:
         setattr(data, name, getattr(data, name).to(device))
     return data
+
+
+def warm_up(
+    plain: nn.Module, part: nn.Module, loader: DataLoader, val_loader: DataLoader, loss_of: Callable, accelerate
+) -> float:
+    """Compile ``part`` for every batch size of both loaders; returns the seconds.
+
+    ``loss_of`` takes inputs and labels. Weights and statistics of ``plain``, the module within, stay as they were.
+    """
+    began = time.perf_counter()
+    kept = copy.deepcopy(plain.state_dict())
+    for training, batches in ((True, loader), (False, val_loader)):
+        part.train(training)
+        for size in sorted({len(batch) for batch in batches.batch_sampler}, reverse=True):
+            inputs, labels = (x.to(accelerate.device) for x in batches.dataset.__getitems__(list(range(size))))
+            with torch.set_grad_enabled(training):
+                loss = loss_of(inputs, labels)
+            if training:
+                accelerate.backward(loss)
+    plain.zero_grad()
+    plain.load_state_dict(kept)
+    return time.perf_counter() - began

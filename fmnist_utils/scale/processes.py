@@ -6,13 +6,14 @@ commands, ``benchmarks/SCALING.md`` the arithmetic.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 T = TypeVar("T")
 
@@ -83,6 +84,28 @@ def from_first(work: Callable[[], T]) -> T:
     if result[1] is not None:
         raise result[1]
     return result[0]
+
+
+def batch_weights(loader: DataLoader) -> list[float]:
+    """What each batch's mean loss counts in the mean over processes: 1, unless they cannot share the batch evenly."""
+    if not isinstance(share := getattr(loader, "batch_sampler", None), BatchShare):
+        return [1.0] * len(loader)
+    count, size = len(loader.dataset), share.batches.batch_size
+    sizes = [min(size, count - start) for start in range(0, count, size)][: len(share)]
+    return [len(range(share.process, size, share.processes)) * share.processes / size for size in sizes]
+
+
+class BatchShare(Sampler):
+    """A batch sampler of one process's part of each batch: every ``processes``-th image of it."""
+
+    def __init__(self, batches: BatchSampler, process: int, processes: int):
+        self.batches, self.process, self.processes = batches, process, processes
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch[self.process :: self.processes] for batch in self.batches)
 
 
 class _Total(torch.autograd.Function):

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fmnist_utils import ROOT, pick, profile
 from fmnist_utils.cache import CachedFeatures, cache_features
-from fmnist_utils.data import FashionMNIST, load, replacing, train_val_split
+from fmnist_utils.data import FashionMNIST, fingerprint, load, replacing, train_val_split
 from fmnist_utils.models import build_model, leaves
 from fmnist_utils.recipes import MIRROR
 from fmnist_utils.results import hardware, versions, write_text
@@ -184,7 +184,7 @@ def _backend(path: Path) -> optuna.storages.BaseStorage:
 
 def _check_task(study: optuna.Study, train: FashionMNIST, val: FashionMNIST) -> None:
     """One study compares trials on the same images only."""
-    data = {k: hashlib.sha256(v.images.numpy().tobytes()).hexdigest()[:16] for k, v in (("train", train), ("val", val))}
+    data = {name: fingerprint(part.images)[:16] for name, part in (("train", train), ("val", val))}
     task = {**data, "train_images": len(train), "val_images": len(val), "profile": profile()}
     earlier = study.user_attrs.get("task", task)
     if earlier != task:
