@@ -1,4 +1,4 @@
-"""Whole runs by name: ``python -m fmnist_utils.recipes vgg16-frozen`` trains, tests once and writes ``results/``.
+"""Whole runs by name: ``python -m fmnist_utils.recipes vgg16-frozen`` trains, tests once and writes ``runs/``.
 
 A recipe is the arguments of ``build_model``, ``cache_features`` and ``fit_phases``; the notebooks show what each one
 means. Images: all 60,000 in the ``full`` profile (5,000 of them for validation), a subset in ``cpu`` and ``smoke``.
@@ -6,6 +6,7 @@ means. Images: all 60,000 in the ``full`` profile (5,000 of them for validation)
 
 import argparse
 import functools
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -22,6 +23,7 @@ from fmnist_utils.models import Classifier, build_model, check_name, save_model,
 from fmnist_utils.preprocess import Augment
 from fmnist_utils.results import save_result
 from fmnist_utils.scale.processes import from_first, is_first, rank_and_count
+from fmnist_utils.sources.files import shown
 from fmnist_utils.train import fit_phases
 
 
@@ -351,10 +353,13 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", nargs="?", const=ROOT / "data" / "checkpoints", help="folder to resume from (data/checkpoints)"
     )
+    parser.add_argument("--record", action="store_true", help="write to results/ instead of runs/")
     arguments = vars(parser.parse_args())
+    if arguments.pop("record"):
+        os.environ["FMNIST_RECORD"] = "1"
     path = run(arguments.pop("name"), **arguments)
     if is_first():
-        print("wrote", path.name)
+        print("wrote", shown(path))
 
 
 if __name__ == "__main__":
