@@ -49,12 +49,13 @@ def with_palette(png: str) -> str:
 
 
 def with_links_from(source: str, old: Path, new: Path) -> str:
-    """Markdown whose links and pictures still lead out of ``notebooks`` when the file moves to another folder."""
+    """Markdown of a notebook that moves from folder ``old`` to ``new``, its links to files elsewhere put right."""
 
     def moved(match: re.Match) -> str:
-        target = Path(os.path.abspath(old / match[1]))  # noqa: PTH100 (resolve() would follow links of the file system)
-        outside = target.exists() and not target.is_relative_to(ROOT / "notebooks")
-        return f"]({Path(os.path.relpath(target, new)).as_posix()}" if outside else match[0]
+        target = (old / match[1]).resolve()
+        if target.parent == old or not target.exists():
+            return match[0]
+        return f"]({Path(os.path.relpath(target, new)).as_posix()}"
 
     return re.sub(r"\]\(([^)#\s]+)", moved, source)
 
