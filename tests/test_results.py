@@ -161,6 +161,8 @@ def test_missing_predictions_are_an_error_that_names_those_there_are(small_vgg, 
     folder = project / "results"
     with pytest.raises(FileNotFoundError, match="'small-cnn-full'.*there are: none"):
         load_predictions("small-cnn-full", folder=folder)
+    with pytest.raises(FileNotFoundError, match="small-cnn-full.*Your own runs are read with folder=ROOT / 'runs'"):
+        load_predictions("nobody's")
     for recipe in ("b", "a"):
         record(project, small_vgg(), recipe, predictions={"test": np.full((2, 10), 0.1)})
     with pytest.raises(FileNotFoundError, match="there are: a-smoke, b-smoke"):

@@ -42,7 +42,8 @@ def load_predictions(run: str, split: str = "test", folder: Path = ROOT / "resul
     path = folder / "predictions" / f"{run}.npz"
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in path.parent.glob("*.npz")))
-        raise FileNotFoundError(f"No predictions of a run {run!r} in {path.parent}; there are: {names or 'none'}.")
+        own = " Your own runs are read with folder=ROOT / 'runs'." if folder == ROOT / "results" else ""
+        raise FileNotFoundError(f"No predictions of a run {run!r} in {path.parent}; there are: {names or 'none'}.{own}")
     with np.load(path) as file:
         check_name("split", split, tuple(file.files))
         return torch.from_numpy(file[split].astype(np.float32)).softmax(1).numpy()
