@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 # Accelerate, Optuna and cleanlab look for notebook widgets, which this course does not use, and warn without them.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
-#: The project folder: holds ``data/`` and ``results/``.
+#: The project folder: holds ``data/``, ``results/`` (recorded) and ``runs/`` (your own).
 ROOT = Path(__file__).resolve().parents[1]
 
 T = TypeVar("T")

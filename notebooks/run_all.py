@@ -1,14 +1,15 @@
-"""Execute the notebooks in order, in place, and record how long each takes and the memory it needs.
+"""Execute the notebooks in order, and note how long each takes and the memory it needs.
 
-``python notebooks/run_all.py`` is also how the saved outputs were made; with ``solutions`` it runs those of the
-exercises, with the beginning of a name (``03``) that notebook alone. It writes
-``results/benchmarks/notebook_times-<profile>.json`` (or ``solution_times``).
+``python notebooks/run_all.py`` saves them with their outputs in ``runs/notebooks``, and the times in
+``runs/benchmarks/notebook_times-<profile>.json``. With ``solutions`` it runs those of the exercises, with the beginning
+of a name (``03``) that notebook alone. ``--in-place --record`` is how the outputs and numbers of the course were made.
 """
 
+import argparse
 import base64
-import datetime
 import io
-import json
+import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -19,7 +20,8 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from fmnist_utils import ROOT, profile
-from fmnist_utils.results import hardware, versions, write_text
+from fmnist_utils.results import default_folder, read_record, where_and_when, write_record, write_text
+from fmnist_utils.sources.files import shown
 
 
 class MeasuredClient(NotebookClient):
@@ -46,7 +48,19 @@ def with_palette(png: str) -> str:
     return base64.b64encode(small.getvalue()).decode()
 
 
-def execute(path) -> dict[str, float]:
+def with_links_from(source: str, old: Path, new: Path) -> str:
+    """Markdown of a notebook that moves from folder ``old`` to ``new``, its links to files elsewhere put right."""
+
+    def moved(match: re.Match) -> str:
+        target = (old / match[1]).resolve()
+        if target.parent == old or not target.exists():
+            return match[0]
+        return f"]({Path(os.path.relpath(target, new)).as_posix()}"
+
+    return re.sub(r"\]\(([^)#\s]+)", moved, source)
+
+
+def execute(path: Path, saved: Path) -> dict[str, float]:
     """Run one notebook in its own folder, save it with outputs, return its ``seconds`` and ``peak_memory_mb``."""
     notebook = nbformat.read(path, as_version=4)
     client = MeasuredClient(
@@ -66,27 +80,37 @@ def execute(path) -> dict[str, float]:
             for output in cell.outputs:
                 if "image/png" in output.get("data", {}):
                     output.data["image/png"] = with_palette(output.data["image/png"])
+        elif cell.cell_type == "markdown" and saved != path:
+            cell.source = with_links_from(cell.source, path.parent, saved.parent)
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
-    write_text(path, nbformat.writes(notebook) + "\n")
+    write_text(saved, nbformat.writes(notebook) + "\n")
     return {"seconds": round(seconds, 1), "peak_memory_mb": round(client.peak_mb)}
 
 
 def main() -> None:
-    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    pattern = "solutions/*.ipynb" if wanted == "solutions" else f"{wanted}*.ipynb"
-    paths = sorted((ROOT / "notebooks").glob(pattern))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", nargs="?", default="", help="'solutions', or the beginning of a notebook's name")
+    parser.add_argument("--in-place", action="store_true", help="save in notebooks/ itself instead of runs/notebooks")
+    parser.add_argument("--record", action="store_true", help="write all numbers to results/ instead of runs/")
+    given = parser.parse_args()
+    if given.record:
+        os.environ["FMNIST_RECORD"] = "1"  # for the notebooks, too
+    solutions = given.name == "solutions"
+    paths = sorted((ROOT / "notebooks").glob("solutions/*.ipynb" if solutions else f"{given.name}*.ipynb"))
     if not paths:
-        sys.exit(f"No notebook's name begins with {wanted!r}.")
-    name = "solution_times" if wanted == "solutions" else "notebook_times"
-    output = ROOT / "results" / "benchmarks" / f"{name}-{profile()}.json"
-    times = json.loads(output.read_text())["notebooks"] if output.is_file() else {}
+        sys.exit(f"No notebook's name begins with {given.name!r}.")
+    name = "solution_times" if solutions else "notebook_times"
+    output = default_folder() / "benchmarks" / f"{name}-{profile()}.json"
+    times = read_record(output, needed=["notebooks"])["notebooks"] if output.is_file() else {}
     for path in paths:
-        print(f"{path.stem} …", end=" ", flush=True)
-        times[path.stem] = execute(path)
+        saved = path if given.in_place else ROOT / "runs" / path.relative_to(ROOT)
+        # Only ASCII here: a Windows console may know nothing else.
+        print(f"{path.stem}:", end=" ", flush=True)
+        times[path.stem] = execute(path, saved)
         print("{seconds:.0f} s, at most {peak_memory_mb:,} MB of memory".format(**times[path.stem]), flush=True)
         record = {"name": name, "profile": profile(), "notebooks": dict(sorted(times.items()))}
-        record |= {"hardware": hardware(), "versions": versions(), "date": datetime.date.today().isoformat()}
-        write_text(output, json.dumps(record, indent=1) + "\n")
+        write_record(output, record | where_and_when())
+    print(f"with outputs in {shown(saved.parent)}, times in {shown(output)}")
 
 
 if __name__ == "__main__":

@@ -259,6 +259,26 @@ def test_own_model_without_a_card_is_shown(monkeypatch, tmp_path):
         serving.cards.cache_clear()
 
 
+def test_own_model_is_judged_by_the_predictions_of_its_own_run(monkeypatch, tmp_path):
+    from fmnist_utils.app import serving
+    from fmnist_utils.models import load_model, save_model
+    from fmnist_utils.results import save_result
+
+    model, uniform = load_model(serving.MODELS / "small-cnn"), np.full((3, 10), 0.1)
+    save_model(model, tmp_path / "mine", recipe="mine", profile="smoke")
+    metrics, seconds = {"test_accuracy": 0.1, "macro_f1": 0.1}, {"total": 1.0}
+    settings = {"train_images": 3, "history": pd.DataFrame(), "metrics": metrics, "seconds": seconds}
+    save_result("mine", model, **settings, predictions={"test": uniform}, folder=tmp_path / "runs")
+    monkeypatch.setattr(serving, "MODELS", tmp_path)
+    monkeypatch.setattr(serving, "ROOT", tmp_path)
+    serving.cards.cache_clear()
+    try:
+        np.testing.assert_allclose(serving.recorded("mine"), uniform, atol=1e-3)
+    finally:
+        serving.cards.cache_clear()
+        serving.recorded.cache_clear()
+
+
 @pytest.mark.parametrize("host", ["localhost", "0.0.0.0"])
 def test_printed_address_can_be_opened(host, monkeypatch, capsys):
     import waitress

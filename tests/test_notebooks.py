@@ -1,12 +1,20 @@
-"""What a reader, a code host and Colab need of the saved notebooks; that their code runs is nbmake's part."""
+"""What a reader, a code host and Colab need of the saved notebooks; that their code runs is nbmake's part.
 
+And ``notebooks/run_all.py``, on a small project with one small notebook.
+"""
+
+import importlib.util
+import io
+import json
 import re
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from fmnist_utils import ROOT
+from fmnist_utils.results import writing
 
 FOLDER = ROOT / "notebooks"
 MAIN = sorted(FOLDER.glob("*.ipynb"))
@@ -169,3 +177,76 @@ def test_no_absolute_path_of_some_machine_is_saved(path):
 )
 def test_absolute_paths_would_be_noticed(text, found):
     assert bool(ABSOLUTE_PATH.search(text)) is found
+
+
+# ------------------------------------------------------------------------------------------------------ run_all.py
+
+
+@pytest.fixture
+def run_all(tmp_path, monkeypatch):
+    """Runs it in a project with notebooks 01 and 02 (and a solution) that say where their runs go."""
+    spec = importlib.util.spec_from_file_location("run_all", FOLDER / "run_all.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(writing, "ROOT", tmp_path)
+    monkeypatch.setenv("FMNIST_RECORD", "0")  # so that it is put back after --record
+    text = "[next](02_b.ipynb) [answers](solutions/01_a_solutions.ipynb#1) ![plot](../results/a.png) [x](https://x.org)"
+    cells = [nbformat.v4.new_markdown_cell(text)]
+    cells += [nbformat.v4.new_code_cell("import os\nprint(os.environ['FMNIST_RECORD'], os.path.basename(os.getcwd()))")]
+    for name in ("01_a.ipynb", "02_b.ipynb", "solutions/01_a_solutions.ipynb"):
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+        path = tmp_path / "notebooks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a.png").touch()
+
+    def start(*arguments: str) -> dict[str, bytes]:
+        monkeypatch.setattr(sys, "argv", ["run_all.py", *arguments])
+        before = contents()
+        module.main()
+        return {name: content for name, content in contents().items() if before.get(name) != content}
+
+    def contents() -> dict[str, bytes]:
+        files = (path for path in tmp_path.rglob("*") if path.is_file())
+        return {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in files}
+
+    return start
+
+
+def test_run_all_writes_below_runs_alone(run_all, monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), encoding="cp437")  # of Windows; it knows no ellipsis, for one
+    monkeypatch.setattr(sys, "stdout", console)
+    changed = run_all()
+    assert set(changed) == {f"runs/{n}" for n in ("notebooks/01_a.ipynb", "notebooks/02_b.ipynb",
+                                                  "benchmarks/notebook_times-smoke.json")}  # fmt: skip
+    prose, code = nbformat.reads(changed["runs/notebooks/01_a.ipynb"].decode(), as_version=4).cells
+    assert code.outputs[0].text == "0 notebooks\n" and code.execution_count == 1
+    # From runs/notebooks the same files; the notebook beside it is the one that was run, too.
+    assert prose.source == (
+        "[next](02_b.ipynb) [answers](../../notebooks/solutions/01_a_solutions.ipynb#1) ![plot](../../results/a.png) "
+        "[x](https://x.org)"
+    )
+    times = json.loads(changed["runs/benchmarks/notebook_times-smoke.json"])
+    assert set(times) == {"name", "profile", "notebooks", "hardware", "versions", "date"}
+    assert set(times["notebooks"]) == {"01_a", "02_b"} and times["notebooks"]["01_a"]["seconds"] > 0
+    console.seek(0)
+    said = console.read()
+    assert "01_a: " in said and said.isascii()
+
+
+def test_run_all_saves_in_place_and_records_on_request(run_all):
+    changed = run_all("02", "--in-place", "--record")
+    assert set(changed) == {"notebooks/02_b.ipynb", "results/benchmarks/notebook_times-smoke.json"}
+    prose, code = nbformat.reads(changed["notebooks/02_b.ipynb"].decode(), as_version=4).cells
+    assert code.outputs[0].text == "1 notebooks\n" and "(../results/a.png)" in prose.source
+
+
+def test_run_all_keeps_solutions_apart(run_all):
+    assert set(run_all("solutions")) == {
+        "runs/notebooks/solutions/01_a_solutions.ipynb",
+        "runs/benchmarks/solution_times-smoke.json",
+    }
+    with pytest.raises(SystemExit, match="No notebook's name begins with '08'"):
+        run_all("08")

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from fmnist_utils import data, recipes
 from fmnist_utils.models import build_model, set_trainable
 from fmnist_utils.preprocess import Augment
+from fmnist_utils.recipes import __main__ as command
 from fmnist_utils.recipes import runner
-from fmnist_utils.results import load_predictions, save_result
+from fmnist_utils.results import default_folder, load_predictions, save_result
 from fmnist_utils.settings import Settings
 
 TINY_CNN = {
@@ -153,3 +155,16 @@ def test_a_head_of_your_own_is_no_value_by_profile(run, monkeypatch):
 def test_unknown_recipe_is_refused_with_the_nearest_known_one():
     with pytest.raises(ValueError, match="Did you mean 'vgg16-frozen'"):
         recipes.run("vgg16-frosen")
+
+
+@pytest.mark.parametrize(("options", "folder"), [([], "runs"), (["--record"], "results")])
+def test_command_records_on_request_only(monkeypatch, capsys, options, folder):
+    def run(name, **settings):
+        assert "record" not in settings
+        return default_folder() / f"{name}-smoke.json"
+
+    monkeypatch.setenv("FMNIST_RECORD", "0")  # so that it is put back
+    monkeypatch.setattr(command, "run", run)
+    monkeypatch.setattr(sys, "argv", ["recipes", "small-cnn", *options])
+    command.main()
+    assert capsys.readouterr().out == f"wrote {folder}/small-cnn-smoke.json\n"

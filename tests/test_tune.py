@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from fmnist_utils import data, recipes
 from fmnist_utils.preprocess import Augment
 from fmnist_utils.recipes import runner
-from fmnist_utils.results import save_result
+from fmnist_utils.results import save_result, writing
 from fmnist_utils.tune import __main__ as command
 from fmnist_utils.tune import study as tune
 
@@ -252,15 +252,25 @@ def test_study_is_saved_with_its_figure(invented, tmp_path):
     assert (tmp_path / "figures" / f"{invented.study_name}.png").stat().st_size > 10_000
 
 
-def test_command_line_prints_the_winner(tmp_path, monkeypatch, capsys, tiny_split):
+@pytest.mark.parametrize(("options", "folder"), [([], "runs"), (["--record"], "results")])
+def test_command_line_prints_the_winner_and_writes_the_study(
+    tmp_path, monkeypatch, capsys, tiny_split, options, folder
+):
     space = searches.space
     monkeypatch.setattr(command, "splits", lambda: tiny_split)
     monkeypatch.setattr(command, "as_recipe", space)
+    monkeypatch.setattr(tune, "as_recipe", space)
+    monkeypatch.setattr(writing, "ROOT", tmp_path)
+    monkeypatch.setenv("FMNIST_RECORD", "0")  # so that it is put back
     monkeypatch.setattr(tune.search, "__kwdefaults__", tune.search.__kwdefaults__ | {"space": space})
     storage = tmp_path / "new folder" / "a.db"
     line = ["tune", "--trials", "2", "--storage", str(storage), "--study", "mine", "--cache", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", line)
+    monkeypatch.setattr(sys, "argv", line + options)
     command.main()
     shown = capsys.readouterr().out
     assert "trial 1: " in shown and "best trial" in shown and "{'model': {'name': 'vgg16'" in shown
     assert storage.is_file()
+    found = json.loads((tmp_path / folder / "benchmarks" / "mine.json").read_text(encoding="utf-8"))
+    assert len(found["trials"]) == 2 and "optuna" in found["versions"]
+    assert (tmp_path / folder / "figures" / "mine.png").is_file()
+    assert not (tmp_path / {"runs": "results", "results": "runs"}[folder]).exists()

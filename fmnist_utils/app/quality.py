@@ -33,7 +33,7 @@ def scores(path: str | None, model: str, theme: str | None):
     try:
         probabilities = serving.recorded(model)
     except FileNotFoundError:
-        return html.P(f"No test predictions of “{model}” are recorded in results/predictions."), None
+        return html.P(f"No test predictions of “{model}” are in results/predictions or runs/predictions."), None
     counts = confusion_matrix(labels, probabilities.argmax(1), labels=range(10))
     right, total = int(counts.trace()), int(counts.sum())
     low, high = accuracy_interval(right, total)

@@ -70,9 +70,16 @@ def gallery() -> FashionMNIST:
 
 @functools.cache
 def recorded(name: str) -> np.ndarray:
-    """Recorded probabilities of a model on the test images, float32 [10000, 10]; errors of ``load_predictions``."""
+    """Recorded probabilities of a model on the test images, float32 [10000, 10], or else those of your own run.
+
+    Errors of ``load_predictions``.
+    """
     check_name("model", name, tuple(cards()))
-    return load_predictions(f"{cards()[name].get('recipe', name)}-{cards()[name].get('profile', '')}")
+    run = f"{cards()[name].get('recipe', name)}-{cards()[name].get('profile', '')}"
+    try:
+        return load_predictions(run)
+    except FileNotFoundError:
+        return load_predictions(run, folder=ROOT / "runs")
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Whole runs by name: ``python -m fmnist_utils.recipes vgg16-frozen`` trains, tests once and writes ``results/``."""
+"""Whole runs by name: ``python -m fmnist_utils.recipes vgg16-frozen`` trains, tests once and writes ``runs/``."""
 
 from fmnist_utils.recipes.runner import run
 from fmnist_utils.recipes.table import INGREDIENTS, MIRROR, RECIPES, ByProfile, leave_out, of_profile

@@ -1,11 +1,13 @@
 """``python -m fmnist_utils.recipes vgg16-frozen`` trains, tests once and writes the result."""
 
 import argparse
+import os
 
 from fmnist_utils import ROOT
 from fmnist_utils.recipes.runner import run
 from fmnist_utils.recipes.table import INGREDIENTS, RECIPES
 from fmnist_utils.scale.processes import is_first
+from fmnist_utils.sources.files import shown
 
 
 def main() -> None:
@@ -21,10 +23,13 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", nargs="?", const=ROOT / "data" / "checkpoints", help="folder to resume from (data/checkpoints)"
     )
+    parser.add_argument("--record", action="store_true", help="write to results/ instead of runs/")
     arguments = vars(parser.parse_args())
+    if arguments.pop("record"):
+        os.environ["FMNIST_RECORD"] = "1"
     path = run(arguments.pop("name"), **arguments)
     if is_first():
-        print("wrote", path.name)
+        print("wrote", shown(path))
 
 
 if __name__ == "__main__":

@@ -1,24 +1,38 @@
-"""The files under ``results/``: writing them, reading them, README's tables made of them, and where they were measured.
+"""The files under ``results/`` (recorded) and ``runs/`` (your own): writing and reading them, and README's tables.
 
-``python -m fmnist_utils.results`` brings README's tables up to date.
+``python -m fmnist_utils.results`` brings README's tables up to date; nothing else does.
 """
 
-from fmnist_utils.results.machine import hardware, peak_memory_mb, versions
+from fmnist_utils.results.machine import hardware, peak_memory_mb, versions, where_and_when
 from fmnist_utils.results.reading import load_predictions, load_results
-from fmnist_utils.results.tables import benchmarks_table, results_table, update_readme, with_tables, write_text
-from fmnist_utils.results.writing import save_benchmark, save_result
+from fmnist_utils.results.schema import Result, read_record
+from fmnist_utils.results.tables import benchmarks_table, results_table, update_readme, with_tables
+from fmnist_utils.results.writing import (
+    default_folder,
+    save_benchmark,
+    save_figure,
+    save_result,
+    write_record,
+    write_text,
+)
 
 __all__ = [
+    "Result",
     "benchmarks_table",
+    "default_folder",
     "hardware",
     "load_predictions",
     "load_results",
     "peak_memory_mb",
+    "read_record",
     "results_table",
     "save_benchmark",
+    "save_figure",
     "save_result",
     "update_readme",
     "versions",
+    "where_and_when",
     "with_tables",
+    "write_record",
     "write_text",
 ]

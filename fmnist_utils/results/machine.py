@@ -1,5 +1,6 @@
 """Where a number was measured: processor, versions, memory."""
 
+import datetime
 import platform
 import re
 import sys
@@ -35,8 +36,13 @@ def hardware() -> dict[str, str | int]:
     return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
+def versions(*others: str) -> dict[str, str]:
+    """Versions of Python, of the packages that decide the numbers, and of ``others``."""
     return {"python": platform.python_version()} | {
-        name: version(name) for name in ("torch", "torchvision", "accelerate", "numpy", "scikit-learn")
+        name: version(name) for name in ("torch", "torchvision", "accelerate", "numpy", "scikit-learn", *others)
     }
+
+
+def where_and_when(*packages: str) -> dict:
+    """What every record holds: ``hardware``, ``versions`` (of ``packages``, too) and ``date``, as YYYY-MM-DD."""
+    return {"hardware": hardware(), "versions": versions(*packages), "date": datetime.date.today().isoformat()}

@@ -1,12 +1,12 @@
-"""README's tables, made from the files under ``results/`` alone."""
+"""README's tables, made from the files under ``results/`` alone, and only by ``python -m fmnist_utils.results``."""
 
-import json
 import re
 from pathlib import Path
 
-from fmnist_utils import ROOT, profile
-from fmnist_utils.data import replacing
+from fmnist_utils import ROOT
 from fmnist_utils.results.reading import load_results
+from fmnist_utils.results.schema import read_record, records_in
+from fmnist_utils.results.writing import write_text
 
 
 def results_table(folder: Path = ROOT / "results") -> str:
@@ -35,10 +35,11 @@ def results_table(folder: Path = ROOT / "results") -> str:
 def benchmarks_table(folder: Path = ROOT / "results") -> str:
     """README's table of benchmarks in Markdown: the headline pair of each file under ``results/benchmarks``."""
     lines = ["| benchmark | ours | against | | what was measured |", "|---|---:|---:|---|---|"]
-    for path in sorted((folder / "benchmarks").glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
+    for path in records_in(folder / "benchmarks"):
+        found = read_record(path, needed=("name", "profile"))
         if found["profile"] == "smoke" or "ratio" not in found:
             continue
+        found = read_record(path, needed=("ours", "reference", "unit", "setting"))
         link = f"[`{path.stem}`](results/benchmarks/{path.name})"
         pair = " | ".join(
             f"{value:,.0f}" if (value := found[key]) >= 100 else f"{value:.3g}" for key in ("ours", "reference")
@@ -55,15 +56,14 @@ def with_tables(readme: str, folder: Path = ROOT / "results") -> str:
     return readme
 
 
-def update_readme(folder: Path = ROOT / "results") -> None:
-    """Bring the tables of the README beside ``folder`` up to date; not in the smoke profile, nor without a README."""
+def update_readme(folder: Path = ROOT / "results") -> bool:
+    """Bring the tables of the README beside ``folder`` up to date; whether anything changed.
+
+    Raises ``ValueError`` where a file under ``folder`` cannot be used, and names it.
+    """
     readme = folder.parent / "README.md"
-    if profile() != "smoke" and readme.is_file():
-        write_text(readme, with_tables(readme.read_text(encoding="utf-8"), folder))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, UTF-8 with ``\\n``, whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+    before = readme.read_text(encoding="utf-8")
+    after = with_tables(before, folder)
+    if after != before:
+        write_text(readme, after)
+    return after != before

@@ -1,10 +1,10 @@
-"""The one writer of the files under ``results/``, from which every number in the course comes.
+"""The one writer of the files under ``runs/`` and ``results/``, from which every number in the course comes.
 
 Used in ``notebooks/03_vgg16_transfer_learning.ipynb``.
 """
 
-import datetime
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,10 +12,22 @@ import numpy as np
 import pandas as pd
 
 from fmnist_utils import ROOT, profile
-from fmnist_utils.data import replacing
 from fmnist_utils.models import Classifier, summary
-from fmnist_utils.results.machine import hardware, peak_memory_mb, versions
-from fmnist_utils.results.tables import update_readme, write_text
+from fmnist_utils.results.machine import peak_memory_mb, where_and_when
+from fmnist_utils.results.schema import Result
+from fmnist_utils.sources.files import replacing
+
+
+def default_folder() -> Path:
+    """Where a run is written: ``runs/``, which git ignores, or ``results/`` where ``FMNIST_RECORD`` is ``1``.
+
+    The option ``--record`` of the commands sets this environment variable, which notebooks started by them inherit.
+    Raises ``ValueError`` where it is neither empty nor ``0`` nor ``1``.
+    """
+    record = os.environ.get("FMNIST_RECORD", "")
+    if record not in ("", "0", "1"):
+        raise ValueError(f"FMNIST_RECORD={record!r} is not known: set it to 1 to write to results/, or take it away.")
+    return ROOT / ("results" if record == "1" else "runs")
 
 
 def save_result(
@@ -28,51 +40,48 @@ def save_result(
     seconds: dict[str, float],
     seeds: Iterable[int] = (0,),
     predictions: dict[str, np.ndarray] | None = None,
-    folder: Path = ROOT / "results",
-    **extra,
+    folder: Path | None = None,
+    **more,
 ) -> Path:
-    """Write ``results/<recipe>-<profile>.json``, one finished run, and bring README's results table up to date.
+    """Write one finished run, a :class:`~fmnist_utils.results.Result`, to ``<recipe>-<profile>.json``; its path.
 
-    ``metrics`` and ``seconds`` are named as in the project's schema (``test_accuracy``, ``val_accuracy``, …;
-    ``prefix_pass``, ``training``, ``evaluation``, ``total``). ``predictions`` (probabilities by split, such as
-    ``{"val": …, "test": …}``) go to ``results/predictions/``, where :func:`load_predictions` finds them. A second run
-    of the same name replaces the first.
+    ``metrics`` (shares) and ``seconds`` are named as in the project's schema (``test_accuracy``, ``val_accuracy``, …;
+    ``prefix_pass``, ``training``, ``evaluation``, ``total``). ``predictions`` (probabilities [N, 10] by split, such as
+    ``{"val": …, "test": …}``) go to ``predictions/`` beside it, for ``load_predictions``. ``folder`` is
+    :func:`default_folder` unless given. A second run of the same name replaces the first; README stays as it is.
+
+    Raises ``ValueError`` where a metric or a time is missing that the tables show.
     """
+    folder = folder or default_folder()
     parameters = list(model.parameters())
-    result = {
-        "recipe": recipe,
-        "profile": profile(),
-        "backbone": model.config["name"],
-        "weights": model.weights,
-        "cut_after": model.config["cut_after"],
-        "image_size": model.config["image_size"],
-        "train_images": train_images,
-        "epochs": len(history),
-        "seeds": list(seeds),
-        "metrics": {k: round(v, 5) for k, v in metrics.items()},
-        "seconds": {k: round(v, 1) for k, v in seconds.items()},
-        "peak_memory_mb": round(peak_memory_mb()),
-        "parameters": {
+    result = Result(
+        recipe=recipe,
+        profile=profile(),
+        backbone=model.config["name"],
+        weights=model.weights,
+        cut_after=model.config["cut_after"],
+        image_size=model.config["image_size"],
+        train_images=train_images,
+        epochs=len(history),
+        seeds=list(seeds),
+        metrics={k: round(v, 5) for k, v in metrics.items()},
+        seconds={k: round(v, 1) for k, v in seconds.items()},
+        peak_memory_mb=round(peak_memory_mb()),
+        parameters={
             "total": sum(p.numel() for p in parameters),
             "trainable": sum(p.numel() for p in parameters if p.requires_grad),
         },
-        "mflops_per_image": round(float(summary(model).MFLOPs["total"]), 1),
-        "history": json.loads(history.reset_index().to_json(orient="records", double_precision=6)),
-        "hardware": hardware(),
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
-        **extra,
-    }
-    path = folder / f"{recipe}-{profile()}.json"
+        history=json.loads(history.reset_index().to_json(orient="records", double_precision=6)),
+        **where_and_when(),
+        more={"mflops_per_image": round(float(summary(model).MFLOPs["total"]), 1)} | more,
+    )
     if predictions:
         (folder / "predictions").mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "predictions" / f"{path.stem}.npz") as temporary, temporary.open("wb") as file:
+        with replacing(folder / "predictions" / f"{result.name}.npz") as temporary, temporary.open("wb") as file:
             # Logarithms, because float16 holds no probability below 6e-8.
             logs = {k: np.log(np.maximum(v, 1e-12)).astype(np.float16) for k, v in predictions.items()}
             np.savez_compressed(file, **logs)
-    write_text(path, json.dumps(result, indent=1) + "\n")
-    update_readme(folder)
-    return path
+    return write_record(folder / f"{result.name}.json", result.record())
 
 
 def save_benchmark(
@@ -83,14 +92,16 @@ def save_benchmark(
     reference: float,
     unit: str,
     figure=None,
-    folder: Path = ROOT / "results",
-    **extra,
+    folder: Path | None = None,
+    **more,
 ) -> Path:
-    """Write ``results/benchmarks/<name>-<profile>.json``: two measurements of one run and their ratio ours : reference.
+    """Write ``benchmarks/<name>-<profile>.json``: two measurements of one run and their ratio ours : reference.
 
     ``unit`` says what was measured, for example ``"images/s"``. A matplotlib ``figure`` goes to
-    ``results/figures/<name>-<profile>.png``. README's table of benchmarks is brought up to date.
+    ``figures/<name>-<profile>.png``. ``folder`` is :func:`default_folder` unless given. Used in
+    ``notebooks/02_preprocessing.ipynb``.
     """
+    folder = folder or default_folder()
     benchmark = {
         "name": name,
         "profile": profile(),
@@ -99,16 +110,34 @@ def save_benchmark(
         "reference": round(reference, 2),
         "ratio": round(ours / reference, 2),
         "unit": unit,
-        "hardware": hardware(),
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
-        **extra,
+        **where_and_when(),
+        **more,
     }
-    path = folder / "benchmarks" / f"{name}-{profile()}.json"
-    write_text(path, json.dumps(benchmark, indent=1) + "\n")
     if figure is not None:
-        (folder / "figures").mkdir(exist_ok=True)
-        with replacing(folder / "figures" / f"{path.stem}.png") as temporary:
-            figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
-    update_readme(folder)
+        save_figure(figure, f"{name}-{profile()}", folder)
+    return write_record(folder / "benchmarks" / f"{name}-{profile()}.json", benchmark)
+
+
+def save_figure(figure, name: str, folder: Path | None = None) -> Path:
+    """Write a matplotlib ``figure`` to ``figures/<name>.png`` in ``folder``, :func:`default_folder` unless given.
+
+    Used in ``notebooks/03_vgg16_transfer_learning.ipynb``.
+    """
+    path = (folder or default_folder()) / "figures" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
     return path
+
+
+def write_record(path: Path, record: dict) -> Path:
+    """Write a record as JSON, whole or not at all; its folder is made. Returns ``path``."""
+    write_text(path, json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, UTF-8 with ``\\n``, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")

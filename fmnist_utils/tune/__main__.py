@@ -1,9 +1,11 @@
-"""``python -m fmnist_utils.tune``: a search with Optuna, begun or gone on with."""
+"""``python -m fmnist_utils.tune``: a search with Optuna, begun or gone on with, and written to ``runs/benchmarks``."""
 
 import argparse
+import os
 from pprint import pformat
 
 from fmnist_utils import ROOT, pick, profile
+from fmnist_utils.sources.files import shown
 from fmnist_utils.tune.study import as_recipe, line, save_study, search, splits
 
 
@@ -14,15 +16,16 @@ def main() -> None:
     parser.add_argument("--study", default=f"search-{profile()}", help="name of the study")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", default=ROOT / "data" / "cache", help="folder for features (data/cache)")
-    parser.add_argument("--save", action="store_true", help="write results/benchmarks and results/figures")
+    parser.add_argument("--record", action="store_true", help="write to results/ instead of runs/")
     given = parser.parse_args()
+    if given.record:
+        os.environ["FMNIST_RECORD"] = "1"
     train, val = splits()
     places = {"storage": given.storage, "cache": given.cache}
     study = search(given.study, trials=given.trials, train=train, val=val, seed=given.seed, **places)
     print("best", line(study.best_trial))
     print("as a recipe:", pformat(as_recipe(study.best_trial), sort_dicts=False, width=110), sep="\n")
-    if given.save:
-        print("wrote", save_study(study).name)
+    print("wrote", shown(save_study(study)))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fmnist_utils import ROOT, pick, profile
 from fmnist_utils.cache import CachedFeatures, cache_features
-from fmnist_utils.data import FashionMNIST, fingerprint, load, replacing, train_val_split
+from fmnist_utils.data import FashionMNIST, fingerprint, load, train_val_split
 from fmnist_utils.models import build_model, leaves
 from fmnist_utils.recipes import MIRROR
-from fmnist_utils.results import hardware, versions, write_text
+from fmnist_utils.results import default_folder, save_figure, where_and_when, write_record
 from fmnist_utils.train import fit
 from fmnist_utils.tune.figures import DONE, plot_study
 
@@ -231,8 +231,12 @@ def line(trial: FrozenTrial) -> str:
     return f"trial {trial.number}: {accuracy}{' (pruned)' * (trial.state == TrialState.PRUNED)}: {values}"
 
 
-def save_study(study: optuna.Study, folder: Path = ROOT / "results") -> Path:
-    """Write ``benchmarks/<name>.json`` (every trial, the winner as a recipe) and ``figures/<name>.png``."""
+def save_study(study: optuna.Study, folder: Path | None = None) -> Path:
+    """Write ``benchmarks/<name>.json`` (every trial, the winner as a recipe) and ``figures/<name>.png``.
+
+    ``folder`` is ``fmnist_utils.results.default_folder()`` unless given.
+    """
+    folder = folder or default_folder()
     trials = study.get_trials(deepcopy=False, states=DONE)
     found = {
         "name": study.study_name,
@@ -245,16 +249,10 @@ def save_study(study: optuna.Study, folder: Path = ROOT / "results") -> Path:
             | {"seconds": round(t.duration.total_seconds(), 1), "weights": t.user_attrs["weights"], **t.params}
             for t in trials
         ],
-        "hardware": hardware(),
-        "versions": versions() | {"optuna": optuna.__version__},
-        "date": datetime.date.today().isoformat(),
+        **where_and_when("optuna"),
     }
-    path = folder / "benchmarks" / f"{study.study_name}.json"
-    write_text(path, json.dumps(found, indent=1) + "\n")
-    (folder / "figures").mkdir(exist_ok=True)
-    with replacing(folder / "figures" / f"{study.study_name}.png") as temporary:
-        plot_study(study).savefig(temporary, dpi=110, bbox_inches="tight", format="png")
-    return path
+    save_figure(plot_study(study), study.study_name, folder)
+    return write_record(folder / "benchmarks" / f"{study.study_name}.json", found)
 
 
 def splits() -> tuple[FashionMNIST, FashionMNIST]:
