@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -175,9 +176,53 @@ def test_zooming_out_makes_the_image_smaller_on_black(monkeypatch):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
+    """A grey image moved by whole pixels, by slicing alone."""
+    frame = np.zeros((28 + 2 * 28, 28 + 2 * 28), image.dtype)
+    frame[28:56, 28:56] = image
+    return frame[28 - down : 56 - down, 28 - right : 56 - right]
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.5, 1.0])
+def test_shift_by_whole_pixels_is_exact_and_drawn_evenly(flip):
+    torch.manual_seed(0)
+    image = np.random.default_rng(0).integers(1, 256, (28, 28), dtype=np.uint8)  # nothing in it is black
+    copies = torch.from_numpy(image).expand(2_500, 28, 28)
+    # The pixels themselves, as statistics that change nothing leave them.
+    found = Preprocess(28, ((0.0,), (1 / 255,)), Augment(flip=flip, shift=2)).train()(copies)[:, 0].numpy()
+    moves = [(down, right, mirrored) for down in range(-2, 3) for right in range(-2, 3) for mirrored in (False, True)]
+    counts = [
+        (found == shifted(image[:, ::-1] if mirrored else image, down, right)).all((1, 2)).sum()
+        for down, right, mirrored in moves
+    ]
+    assert sum(counts) == 2_500  # each picture is one of these moves, to the last bit
+    for count, (_, _, mirrored) in zip(counts, moves, strict=True):
+        expected = 100 * (flip if mirrored else 1 - flip)
+        assert abs(count - expected) <= 4.5 * expected**0.5
+
+
+def test_shift_by_whole_pixels_is_one_of_the_28_pixel_image_at_every_size(images):
+    """Moving and then enlarging is moving the enlarged one, away from the border; black fills the rest."""
+    torch.manual_seed(0)
+    found = Preprocess(112, UNIT_STATS, Augment(shift=3)).train()(images)
+    for image, changed in zip(images.numpy(), found, strict=True):
+        candidates = np.stack([shifted(image, down, right) for down in range(-3, 4) for right in range(-3, 4)])
+        expected = Preprocess(112, UNIT_STATS)(torch.from_numpy(candidates))
+        assert (expected - changed).abs().amax((1, 2, 3)).min() == 0
+
+
+def test_shift_by_whole_pixels_survives_a_card():
+    augment = json.loads(json.dumps(asdict(Augment(shift=4))))
+    assert type(Augment(**augment).shift) is int
+    assert type(Augment(**json.loads(json.dumps(asdict(Augment())))).shift) is float
+
+
 @pytest.mark.parametrize(
     "augment",
-    [Augment(flip=0.5), Augment(rotation=20), Augment(zoom=0.2), Augment(shift=0.1), Augment(erasing=0.5)],
+    [
+        *(Augment(flip=0.5), Augment(rotation=20), Augment(zoom=0.2), Augment(shift=0.1), Augment(shift=3)),
+        *(Augment(erasing=0.5), Augment(rotation=20, shift=3)),
+    ],
     ids=str,
 )
 def test_changes_follow_the_seed_and_differ_within_a_batch(images, augment):

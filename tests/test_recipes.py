@@ -114,7 +114,7 @@ def test_leaving_an_ingredient_out_changes_nothing_else(ingredient):
     full = recipes.RECIPES["wide-resnet-best"]
     before, after = copy.deepcopy(full), recipes.leave_out(full, ingredient)
     assert full == before
-    kept = {"flip": 0.5, "shift": 4 / 28, "erasing": 0.5}
+    kept = {"flip": 0.5, "shift": 4, "erasing": 0.5}
     kept |= {key: full["phases"][0][key] for key in ("label_smoothing", "ema")} | {"mirror": True}
     augment, phase = after["model"]["augment"], after["phases"][0]
     assert augment == Augment(**{key: kept[key] for key in ("flip", "shift", "erasing") if key != ingredient})
