@@ -101,7 +101,7 @@ CASES = {
     "VGG16 cut after block3": lambda: load_model(ROOT / "data" / "models" / "vgg16-block3-two-views"),
     "VGG16, pooling 1 to 7": lambda: build_model("vgg16"),
     "ResNet50": lambda: random_model("resnet50", image_size=32),
-    "wide ResNet": lambda: random_model("wide_resnet_16_4"),
+    "wide ResNet, stored in float16": lambda: load_model(ROOT / "data" / "models" / "wide-resnet-16-4"),
 }
 
 
