@@ -191,6 +191,15 @@ def test_int8_is_small_and_agrees_on_most_images(exported, quantised, real_image
     assert str(ROOT).encode() not in small.read_bytes() and f"wrote {small} (0.3 MB)" in printed
 
 
+def test_int8_of_the_wide_resnet_agrees_on_most_images(real_images, tmp_path):
+    model = load_model(ROOT / "data" / "models" / "wide-resnet-16-4")
+    file = export.export_onnx(model, tmp_path / "float32")
+    small = export.export_onnx(model, tmp_path / "int8", int8=data.load("train").subset(64))
+    assert small.stat().st_size < file.stat().st_size / 3
+    found, wanted = run(small, real_images.images.numpy()), expected(model, real_images.images)
+    assert (found.argmax(1) == wanted.argmax(1)).mean() >= 0.98
+
+
 def test_model_is_left_as_it_was_and_its_memory_layout_does_not_matter(exported, tmp_path):
     model = load_model(SMALL_CNN).to(memory_format=torch.channels_last).train()
     modes = [module.training for module in model.modules()]

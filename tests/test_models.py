@@ -1,6 +1,7 @@
 """`fmnist_utils.preprocess` and `.models` against torchvision, PIL and formulas worked out by hand."""
 
 import copy
+import hashlib
 import json
 import math
 from collections import Counter
@@ -12,15 +13,17 @@ import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 from torchvision.models import resnet50, vgg16
 
-from fmnist_utils import ROOT, models
+from fmnist_utils import ROOT, data, models
+from fmnist_utils.evaluate import predict
 from fmnist_utils.models import WeightsUnavailable, build_model, load_model, save_model, set_trainable, summary
 from fmnist_utils.preprocess import FASHION_MNIST_STATS, IMAGENET_STATS, VGG_ORIGINAL_STATS, Augment, Preprocess
+from fmnist_utils.results import load_predictions
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -804,6 +807,31 @@ def test_random_weights_are_a_choice_that_the_model_remembers(elsewhere):
     model = build_model("vgg16", weights=None, cut_after="block1", head="linear")
     assert model.weights == "none"
     assert model.backbone[0][0].weight.std() > 0
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "data" / "models").glob("*.json")))
+def test_shipped_models_say_what_was_recorded_of_them(name):
+    path = ROOT / "data" / "models" / name
+    card = json.loads(path.with_name(f"{name}.json").read_text(encoding="utf-8"))
+    model, count = load_model(path), 40
+    assert model.preprocess.augment == Augment(**card["model"]["augment"])
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    found = predict(model, data.load("test").select(range(count)), flip=card["test_time_flip"])
+    recorded = load_predictions(f"{card['recipe']}-{card['profile']}")[:count]
+    # Recorded in float16, and one model on a GPU in bfloat16.
+    np.testing.assert_allclose(found, recorded, atol=0.02)
+    assert (found.argmax(1) == recorded.argmax(1)).all()
+
+
+def test_what_is_stored_in_float16_is_loaded_as_float32(tmp_path):
+    file = save_model(build_model("small_cnn", weights=None), tmp_path / "half")
+    stored = {key: v.half() if v.ndim > 1 else v for key, v in load_file(file).items()}
+    save_file(stored, file)
+    card = json.loads((tmp_path / "half.json").read_text(encoding="utf-8"))
+    (tmp_path / "half.json").write_text(json.dumps(card | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}))
+    for key, loaded in load_model(tmp_path / "half").state_dict().items():
+        assert loaded.dtype in (torch.float32, torch.int64)
+        assert torch.equal(loaded, stored[key].to(loaded.dtype))
 
 
 def test_loaded_weights_are_named_by_the_files_hash(small_vgg):
