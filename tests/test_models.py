@@ -684,6 +684,10 @@ def test_wide_resnet_is_the_papers_wrn_28_10():
     assert kinds == {nn.Conv2d: 1 + 24 + 3, nn.BatchNorm2d: 25, nn.ReLU: 25, type(None): 12}
     assert [name for name, _ in model.layers[-2:]] == ["group3.4", "group3.5"]
 
+    with torch.device("meta"):
+        model = build_model("wide_resnet_16_8", weights=None)
+    assert sum(p.numel() for p in model.backbone.parameters()) == wide_resnet_size(blocks=2, width=8, side=28)[0]
+
     table = summary(build_model("wide_resnet_16_4", weights=None))
     assert table.output.to_dict() == {
         "preprocess": "1×28×28",

@@ -52,6 +52,24 @@ def test_every_recipe_can_be_built_and_trained_on_paper(name):
     assert not recipe.get("flip") or free or augmented and recipe.get("views", 1) == 1
 
 
+@pytest.mark.parametrize("path", sorted((recipes.ROOT / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_recorded_runs_are_runs_of_their_recipes(path, monkeypatch):
+    run = json.loads(path.read_text(encoding="utf-8"))
+    monkeypatch.setenv("FMNIST_PROFILE", run["profile"])
+    recipe = recipes.RECIPES[run["recipe"].removesuffix("-random-weights")]
+    settings = {key: recipes.of_profile(value) for key, value in recipe["model"].items()}
+    with torch.device("meta"):
+        model = build_model(**settings | {"weights": None})
+    assert (run["backbone"], run["cut_after"]) == (model.config["name"], model.config["cut_after"])
+    assert run["image_size"] == model.config["image_size"]
+    assert run["train_images"] == recipes.of_profile(recipe.get("images", recipes.IMAGES))
+    assert run["epochs"] == sum(recipes.of_profile(phase["epochs"]) for phase in recipe["phases"])
+    set_trainable(model, recipe["phases"][-1]["trainable"])
+    parameters = list(model.parameters())
+    learning = sum(p.numel() for p in parameters if p.requires_grad)
+    assert run["parameters"] == {"total": sum(p.numel() for p in parameters), "trainable": learning}
+
+
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """Runs a recipe on few images, with everything it writes below the test's own folder."""
