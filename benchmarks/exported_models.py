@@ -33,7 +33,7 @@ from fmnist_utils.plots import COLORS, use_style
 from fmnist_utils.results import save_benchmark
 from fmnist_utils.scale.engines import compile_frozen, find_compiler
 
-MODELS = ("small-cnn", "vgg16-block3-two-views")[: pick(smoke=1, cpu=2, full=2)]
+MODELS = ("small-cnn", "wide-resnet-16-4", "vgg16-block3-two-views")[: pick(smoke=1, cpu=3, full=3)]
 TEST, CALIBRATION = pick(smoke=(100, 32), cpu=(10_000, 512), full=(10_000, 512))
 BATCH = pick(smoke=1, cpu=64, full=64)
 CALLS, WARM_UP = pick(smoke=(10, 2), cpu=(300, 20), full=(300, 20))

@@ -397,6 +397,7 @@ BACKBONES = {
     "small_cnn": (_small_cnn_backbone, "linear", 28, FASHION_MNIST_STATS),
     "wide_resnet": (partial(_wide_resnet_backbone, blocks=4, width=10), "linear", 28, FASHION_MNIST_STATS),
     "wide_resnet_16_4": (partial(_wide_resnet_backbone, blocks=2, width=4), "linear", 28, FASHION_MNIST_STATS),
+    "wide_resnet_16_8": (partial(_wide_resnet_backbone, blocks=2, width=8), "linear", 28, FASHION_MNIST_STATS),
 }
 
 
@@ -428,9 +429,10 @@ def build_model(
 
     ``name``: ``"vgg16"`` (Simonyan & Zisserman, 2015, arXiv:1409.1556), ``"resnet50"`` (He et al., 2016,
     arXiv:1512.03385; notebook 04), and from scratch ``"small_cnn"`` (five convolutions), ``"wide_resnet"`` (WRN-28-10,
-    Zagoruyko & Komodakis, 2016, arXiv:1605.07146, without dropout) or the smaller ``"wide_resnet_16_4"``; and any
-    other classification network of torchvision's, such as ``"resnet18"``, ``"efficientnet_b0"``, ``"convnext_tiny"`` or
-    ``"vit_b_16"`` (``torchvision.models.list_models(module=torchvision.models)``).
+    Zagoruyko & Komodakis, 2016, arXiv:1605.07146, without dropout) or the smaller ``"wide_resnet_16_8"`` and
+    ``"wide_resnet_16_4"``; and any other classification network of torchvision's, such as ``"resnet18"``,
+    ``"efficientnet_b0"``, ``"convnext_tiny"`` or ``"vit_b_16"``
+    (``torchvision.models.list_models(module=torchvision.models)``).
     ``weights``: ``"imagenet"``, or ``None`` for random ones (a choice, never a fallback).
     ``head``: a key of ``HEADS`` or such a row of your own; default ``classic`` for VGG16 (with pool 7:
     25088 -> 1024 -> 512 -> 10), ``linear`` for those from scratch and ``gap-256`` for the others.

@@ -3,7 +3,7 @@
 Explained in ``notebooks/02_preprocessing.ipynb``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +21,16 @@ FASHION_MNIST_STATS = ((0.2860,), (0.3530,))
 class Augment:
     """Random changes of a training image, drawn independently per image.
 
-    ``flip`` and ``erasing`` are probabilities, ``rotation`` is in degrees (drawn from ±rotation), ``zoom`` and
-    ``shift`` are fractions (scale from 1 ± zoom; shift from ± that part of the side).
+    ``flip`` and ``erasing`` are probabilities, ``rotation`` is in degrees (drawn from ±rotation), ``zoom`` is a
+    fraction (scale from 1 ± zoom). ``shift`` is a fraction, too, when it is a float (from ± that part of the side,
+    between pixels as well), and a number of whole pixels of the 28-pixel image when it is an int: ``shift=4`` moves by
+    one of -4, …, 4 pixels in each direction, equally often, and blurs nothing. What comes in is black.
     """
 
     flip: float = 0.0
     rotation: float = 0.0
     zoom: float = 0.0
-    shift: float = 0.0
+    shift: float | int = 0.0
     erasing: float = 0.0
 
 
@@ -38,9 +40,10 @@ class Preprocess(nn.Module):
     C is the number of entries of ``mean`` (3 repeats the grey channel to RGB). Without augmentation it agrees with
     torchvision's PIL pipeline (Resize, Grayscale(3), ToTensor, Normalize) within one grey level, because PIL rounds
     resized pixels to whole levels. ``augment`` works in training mode only; flip, rotation, zoom, shift and resize are
-    one affine grid and so one bilinear resampling (Jaderberg et al., 2015, arXiv:1506.02025); erasing follows Zhong et
-    al. (2017, arXiv:1708.04896) with black, the data's background. Random numbers are drawn on the device, which need
-    not wait for any. Explained in notebooks/02_preprocessing.ipynb.
+    one affine grid and so one bilinear resampling (Jaderberg et al., 2015, arXiv:1506.02025). A shift by whole pixels
+    picks pixels instead, as does the flip with it: at 28 pixels, without rotation and zoom, none changes its value.
+    Erasing follows Zhong et al. (2017, arXiv:1708.04896) with black, the data's background. Random numbers are drawn on
+    the device, which need not wait for any. Explained in notebooks/02_preprocessing.ipynb.
 
     Raises ``ValueError`` for anything but ``uint8 [B, H, W]``.
     """
@@ -59,13 +62,38 @@ class Preprocess(nn.Module):
                 "images as they are, and images[None] for a single one."
             )
         grey = images[:, None].float()
-        if self.training and self.augment is not None:
-            grey = self._resample(grey, self.augment)
-        else:
-            size = (self.image_size, self.image_size)
-            grey = F.interpolate(grey, size, mode="bilinear", antialias=self.image_size < images.shape[-1])
+        changed = self.training and self.augment is not None
+        grey = self._change(grey, self.augment) if changed else self._resize(grey)
         # One multiply-add broadcasts the grey channel to RGB and normalises it.
         return torch.addcmul(self.offset, grey, self.scale)
+
+    def _resize(self, grey: Tensor) -> Tensor:
+        size = (self.image_size, self.image_size)
+        return F.interpolate(grey, size, mode="bilinear", antialias=self.image_size < grey.shape[-1])
+
+    def _change(self, grey: Tensor, augment: Augment) -> Tensor:
+        whole = isinstance(augment.shift, int)
+        if whole:
+            grey = self._pick(grey, augment.flip, augment.shift)
+        if whole and not (augment.rotation or augment.zoom):
+            grey = self._resize(grey)
+        else:
+            grey = self._resample(grey, replace(augment, flip=0.0, shift=0.0) if whole else augment)
+        return self._erase(grey, augment.erasing) if augment.erasing else grey
+
+    @staticmethod
+    def _pick(grey: Tensor, flip: float, shift: int) -> Tensor:
+        """Mirrored with probability ``flip``, then moved by up to ``shift`` whole pixels down or up, right or left."""
+        count, _, height, width = grey.shape
+        down, right = torch.randint(-shift, shift + 1, (2, count, 1), device=grey.device)
+        rows = torch.arange(height, device=grey.device) - down
+        columns = torch.arange(width, device=grey.device) - right
+        mirrored = torch.rand(count, 1, device=grey.device) < flip
+        columns = torch.where(mirrored, width - 1 - columns, columns)
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
+        image = torch.arange(count, device=grey.device)[:, None, None]
+        picked = grey[image, 0, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None]]
+        return (picked * inside)[:, None]
 
     def _resample(self, grey: Tensor, augment: Augment) -> Tensor:
         count, size, device = len(grey), self.image_size, grey.device
@@ -88,8 +116,7 @@ class Preprocess(nn.Module):
         # Staying within the outermost pixel centres reproduces F.interpolate for the identity (and, unlike border
         # padding, works on Apple GPUs); what lies outside the image becomes black.
         inside, edge = (grid.abs() <= 1).all(-1)[:, None], 1 - 1 / grey.shape[-1]
-        grey = F.grid_sample(grey, grid.clamp(-edge, edge), align_corners=False) * inside
-        return self._erase(grey, augment.erasing) if augment.erasing else grey
+        return F.grid_sample(grey, grid.clamp(-edge, edge), align_corners=False) * inside
 
     @staticmethod
     def _erase(grey: Tensor, probability: float) -> Tensor:

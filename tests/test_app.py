@@ -67,7 +67,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("temporary")
     environment = os.environ | {"TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
     log = (tmp_path_factory.mktemp("log") / "log").open("w+")
-    command = [sys.executable, "-m", "fmnist_utils.app", "--port", "0"]
+    command = [sys.executable, "-m", "fmnist_utils.app", "--port", "0", "--model", "small-cnn"]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         line = process.stdout.readline()
@@ -261,7 +261,7 @@ def test_own_model_without_a_card_is_shown(monkeypatch, tmp_path):
 
 def test_own_model_is_judged_by_the_predictions_of_its_own_run(monkeypatch, tmp_path):
     from fmnist_utils.app import serving
-    from fmnist_utils.models import load_model, save_model
+    from fmnist_utils.checkpoints import load_model, save_model
     from fmnist_utils.results import save_result
 
     model, uniform = load_model(serving.MODELS / "small-cnn"), np.full((3, 10), 0.1)
@@ -297,6 +297,23 @@ def test_printed_address_can_be_opened(host, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["app", "--host", host, "--port", "0"])
     app.main()
     assert f"http://{'localhost' if host == 'localhost' else '127.0.0.1'}:5 (" in capsys.readouterr().out
+
+
+def test_default_model_is_the_most_accurate_one(monkeypatch, capsys):
+    from fmnist_utils.app import server as app
+    from fmnist_utils.app import serving
+
+    best = max(serving.cards(), key=lambda name: serving.cards()[name]["metrics"]["test_accuracy"])
+    assert app.create_app().server.test_client().get("/health").json["model"] == best
+
+    def name_it(model, _):
+        raise ValueError(f"asked for {model}")
+
+    monkeypatch.setattr(app, "create_app", name_it)
+    monkeypatch.setattr(sys, "argv", ["app"])
+    with pytest.raises(SystemExit):
+        app.main()
+    assert f"asked for {best}" in capsys.readouterr().err
 
 
 def test_error_of_ours_is_logged_and_gets_a_sentence(caplog):

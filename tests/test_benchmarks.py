@@ -27,6 +27,7 @@ SCRIPTS = [
     ("speed_run", []),
     ("training_images", []),
     ("backbones", []),
+    ("unfreezing", []),
     ("search_rate", []),
     ("exported_models", []),
     ("app_load", []),

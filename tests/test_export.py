@@ -102,7 +102,7 @@ CASES = {
     "VGG16 cut after block3": lambda: load_model(ROOT / "data" / "models" / "vgg16-block3-two-views"),
     "VGG16, pooling 1 to 7": lambda: build_model("vgg16"),
     "ResNet50": lambda: random_model("resnet50", image_size=32),
-    "wide ResNet": lambda: random_model("wide_resnet_16_4"),
+    "wide ResNet, stored in float16": lambda: load_model(ROOT / "data" / "models" / "wide-resnet-16-4"),
 }
 
 
@@ -190,6 +190,15 @@ def test_int8_is_small_and_agrees_on_most_images(exported, quantised, real_image
         if node.op_type == "Resize":  # preprocessing stays in float32
             assert made_by[node.input[0]].op_type != "DequantizeLinear"
     assert str(ROOT).encode() not in small.read_bytes() and f"wrote {small} (0.3 MB)" in printed
+
+
+def test_int8_of_the_wide_resnet_agrees_on_most_images(real_images, tmp_path):
+    model = load_model(ROOT / "data" / "models" / "wide-resnet-16-4")
+    file = export.export_onnx(model, tmp_path / "float32")
+    small = export.export_onnx(model, tmp_path / "int8", int8=data.load("train").subset(64))
+    assert small.stat().st_size < file.stat().st_size / 3
+    found, wanted = run(small, real_images.images.numpy()), expected(model, real_images.images)
+    assert (found.argmax(1) == wanted.argmax(1)).mean() >= 0.98
 
 
 def test_model_is_left_as_it_was_and_its_memory_layout_does_not_matter(exported, tmp_path):

@@ -1,9 +1,11 @@
 """`fmnist_utils.preprocess` and `.models` against torchvision, PIL and formulas worked out by hand."""
 
 import copy
+import hashlib
 import json
 import math
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,16 +13,18 @@ import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 from torchvision.models import resnet50, vgg16
 
-from fmnist_utils import ROOT, models
+from fmnist_utils import ROOT, data, models
 from fmnist_utils.checkpoints import load_model, save_model
+from fmnist_utils.evaluate import predict
 from fmnist_utils.models import WeightsUnavailable, build_model, set_trainable, summary
 from fmnist_utils.preprocess import FASHION_MNIST_STATS, IMAGENET_STATS, VGG_ORIGINAL_STATS, Augment, Preprocess
+from fmnist_utils.results import load_predictions
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -176,9 +180,53 @@ def test_zooming_out_makes_the_image_smaller_on_black(monkeypatch):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
+    """A grey image moved by whole pixels, by slicing alone."""
+    frame = np.zeros((28 + 2 * 28, 28 + 2 * 28), image.dtype)
+    frame[28:56, 28:56] = image
+    return frame[28 - down : 56 - down, 28 - right : 56 - right]
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.5, 1.0])
+def test_shift_by_whole_pixels_is_exact_and_drawn_evenly(flip):
+    torch.manual_seed(0)
+    image = np.random.default_rng(0).integers(1, 256, (28, 28), dtype=np.uint8)  # nothing in it is black
+    copies = torch.from_numpy(image).expand(2_500, 28, 28)
+    # The pixels themselves, as statistics that change nothing leave them.
+    found = Preprocess(28, ((0.0,), (1 / 255,)), Augment(flip=flip, shift=2)).train()(copies)[:, 0].numpy()
+    moves = [(down, right, mirrored) for down in range(-2, 3) for right in range(-2, 3) for mirrored in (False, True)]
+    counts = [
+        (found == shifted(image[:, ::-1] if mirrored else image, down, right)).all((1, 2)).sum()
+        for down, right, mirrored in moves
+    ]
+    assert sum(counts) == 2_500  # each picture is one of these moves, to the last bit
+    for count, (_, _, mirrored) in zip(counts, moves, strict=True):
+        expected = 100 * (flip if mirrored else 1 - flip)
+        assert abs(count - expected) <= 4.5 * expected**0.5
+
+
+def test_shift_by_whole_pixels_is_one_of_the_28_pixel_image_at_every_size(images):
+    """Moving and then enlarging is moving the enlarged one, away from the border; black fills the rest."""
+    torch.manual_seed(0)
+    found = Preprocess(112, UNIT_STATS, Augment(shift=3)).train()(images)
+    for image, changed in zip(images.numpy(), found, strict=True):
+        candidates = np.stack([shifted(image, down, right) for down in range(-3, 4) for right in range(-3, 4)])
+        expected = Preprocess(112, UNIT_STATS)(torch.from_numpy(candidates))
+        assert (expected - changed).abs().amax((1, 2, 3)).min() == 0
+
+
+def test_shift_by_whole_pixels_survives_a_card():
+    augment = json.loads(json.dumps(asdict(Augment(shift=4))))
+    assert type(Augment(**augment).shift) is int
+    assert type(Augment(**json.loads(json.dumps(asdict(Augment())))).shift) is float
+
+
 @pytest.mark.parametrize(
     "augment",
-    [Augment(flip=0.5), Augment(rotation=20), Augment(zoom=0.2), Augment(shift=0.1), Augment(erasing=0.5)],
+    [
+        *(Augment(flip=0.5), Augment(rotation=20), Augment(zoom=0.2), Augment(shift=0.1), Augment(shift=3)),
+        *(Augment(erasing=0.5), Augment(rotation=20, shift=3)),
+    ],
     ids=str,
 )
 def test_changes_follow_the_seed_and_differ_within_a_batch(images, augment):
@@ -637,6 +685,10 @@ def test_wide_resnet_is_the_papers_wrn_28_10():
     assert kinds == {nn.Conv2d: 1 + 24 + 3, nn.BatchNorm2d: 25, nn.ReLU: 25, type(None): 12}
     assert [name for name, _ in model.layers[-2:]] == ["group3.4", "group3.5"]
 
+    with torch.device("meta"):
+        model = build_model("wide_resnet_16_8", weights=None)
+    assert sum(p.numel() for p in model.backbone.parameters()) == wide_resnet_size(blocks=2, width=8, side=28)[0]
+
     table = summary(build_model("wide_resnet_16_4", weights=None))
     assert table.output.to_dict() == {
         "preprocess": "1×28×28",
@@ -760,6 +812,31 @@ def test_random_weights_are_a_choice_that_the_model_remembers(elsewhere):
     model = build_model("vgg16", weights=None, cut_after="block1", head="linear")
     assert model.weights == "none"
     assert model.backbone[0][0].weight.std() > 0
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "data" / "models").glob("*.json")))
+def test_shipped_models_say_what_was_recorded_of_them(name):
+    path = ROOT / "data" / "models" / name
+    card = json.loads(path.with_name(f"{name}.json").read_text(encoding="utf-8"))
+    model, count = load_model(path), 40
+    assert model.preprocess.augment == Augment(**card["model"]["augment"])
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    found = predict(model, data.load("test").select(range(count)), flip=card["test_time_flip"])
+    recorded = load_predictions(f"{card['recipe']}-{card['profile']}")[:count]
+    # Recorded in float16, and one model on a GPU in bfloat16.
+    np.testing.assert_allclose(found, recorded, atol=0.02)
+    assert (found.argmax(1) == recorded.argmax(1)).all()
+
+
+def test_what_is_stored_in_float16_is_loaded_as_float32(tmp_path):
+    file = save_model(build_model("small_cnn", weights=None), tmp_path / "half")
+    stored = {key: v.half() if v.ndim > 1 else v for key, v in load_file(file).items()}
+    save_file(stored, file)
+    card = json.loads((tmp_path / "half.json").read_text(encoding="utf-8"))
+    (tmp_path / "half.json").write_text(json.dumps(card | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}))
+    for key, loaded in load_model(tmp_path / "half").state_dict().items():
+        assert loaded.dtype in (torch.float32, torch.int64)
+        assert torch.equal(loaded, stored[key].to(loaded.dtype))
 
 
 def test_loaded_weights_are_named_by_the_files_hash(small_vgg):

@@ -87,7 +87,9 @@ def test_saved_and_loaded_it_says_the_same(small_cnn, garments, tmp_path):
         outliers.load(path)
 
 
-@pytest.mark.parametrize(("name", "count"), [("small-cnn", 400), ("vgg16-block3-two-views", 60)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("small-cnn", 400), ("wide-resnet-16-4", 100), ("vgg16-block3-two-views", 60)]
+)
 def test_shipped_file_takes_test_images_as_usual_and_noise_as_not(name, count, garments):
     path = FOLDER / name
     assert path.with_name(f"{name}.outliers.safetensors").stat().st_size < 1_000_000

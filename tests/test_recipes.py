@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fmnist_utils import data, recipes
+from fmnist_utils import ROOT, data, recipes
 from fmnist_utils.models import build_model, set_trainable
 from fmnist_utils.preprocess import Augment
 from fmnist_utils.recipes import __main__ as command
@@ -50,6 +50,24 @@ def test_every_recipe_can_be_built_and_trained_on_paper(name):
     # Features cannot be mirrored, so a recipe that does has to train on images.
     free = not any(not p.requires_grad for p in model.backbone.parameters())
     assert not recipe.get("flip") or free or augmented and recipe.get("views", 1) == 1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_recorded_runs_are_runs_of_their_recipes(path, monkeypatch):
+    run = json.loads(path.read_text(encoding="utf-8"))
+    monkeypatch.setenv("FMNIST_PROFILE", run["profile"])
+    recipe = recipes.RECIPES[run["recipe"].removesuffix("-random-weights")]
+    settings = {key: recipes.of_profile(value) for key, value in recipe["model"].items()}
+    with torch.device("meta"):
+        model = build_model(**settings | {"weights": None})
+    assert (run["backbone"], run["cut_after"]) == (model.config["name"], model.config["cut_after"])
+    assert run["image_size"] == model.config["image_size"]
+    assert run["train_images"] == recipes.of_profile(recipe.get("images", recipes.IMAGES))
+    assert run["epochs"] == sum(recipes.of_profile(phase["epochs"]) for phase in recipe["phases"])
+    set_trainable(model, recipe["phases"][-1]["trainable"])
+    parameters = list(model.parameters())
+    learning = sum(p.numel() for p in parameters if p.requires_grad)
+    assert run["parameters"] == {"total": sum(p.numel() for p in parameters), "trainable": learning}
 
 
 @pytest.fixture
@@ -114,7 +132,7 @@ def test_leaving_an_ingredient_out_changes_nothing_else(ingredient):
     full = recipes.RECIPES["wide-resnet-best"]
     before, after = copy.deepcopy(full), recipes.leave_out(full, ingredient)
     assert full == before
-    kept = {"flip": 0.5, "shift": 4 / 28, "erasing": 0.5}
+    kept = {"flip": 0.5, "shift": 4, "erasing": 0.5}
     kept |= {key: full["phases"][0][key] for key in ("label_smoothing", "ema")} | {"mirror": True}
     augment, phase = after["model"]["augment"], after["phases"][0]
     assert augment == Augment(**{key: kept[key] for key in ("flip", "shift", "erasing") if key != ingredient})

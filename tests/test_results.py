@@ -10,8 +10,10 @@ import pandas as pd
 import psutil
 import pytest
 from matplotlib.figure import Figure
+from sklearn.metrics import f1_score
 
 from fmnist_utils import ROOT
+from fmnist_utils.data import load, train_val_split
 from fmnist_utils.results import (
     benchmarks_table,
     default_folder,
@@ -425,7 +427,26 @@ def test_every_recorded_run_follows_the_schema(path):
     assert set(run) >= RESULT_KEYS
     assert path.name == f"{run['recipe']}-{run['profile']}.json"
     assert run["weights"] == "none" or re.fullmatch(r"imagenet:[0-9a-f]{12}", run["weights"])
+    assert "weights_are" not in run or run["weights"] != "none" and run["note"].startswith(run["weights_are"])
     assert 0 < run["metrics"]["test_accuracy"] < 1 and len(run["history"]) == run["epochs"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "predictions").glob("*.npz")), ids=lambda path: path.stem)
+def test_recorded_predictions_give_the_recorded_accuracies(path):
+    run = json.loads((ROOT / "results" / f"{path.stem}.json").read_text(encoding="utf-8"))
+    recorded = {key: values[0] for key, values in run.get("per_seed", {}).items()}  # predictions are the first seed's
+    recorded = run["metrics"] | recorded
+    labels = {"test": load("test").labels.numpy(), "val": train_val_split(load("train"))[1].labels.numpy()}
+    for split, known in labels.items():
+        with np.load(path) as file:
+            logs = file[split]
+        assert logs.dtype == np.float16 and len(logs) == len(known)
+        predicted, ordered = logs.argmax(1), np.sort(logs, 1)
+        ties = (ordered[:, -1] == ordered[:, -2]).sum()  # which of two equals was larger, float16 has forgotten
+        right = round(recorded[f"{split}_accuracy"] * len(known))
+        assert abs((predicted == known).sum() - right) <= ties <= 2
+        if split == "test":
+            assert f1_score(known, predicted, average="macro") == pytest.approx(recorded["macro_f1"], abs=2e-4)
 
 
 def test_result_files_are_written_beside_and_moved(project, monkeypatch, small_vgg):

@@ -24,7 +24,7 @@ from fmnist_utils.models import WeightsUnavailable, check_name
 MAX_PICTURES, MAX_HISTORY = 12, 50
 
 
-def create_app(model: str = "small-cnn", max_upload: float = 10) -> Dash:
+def create_app(model: str = "wide-resnet-16-4", max_upload: float = 10) -> Dash:
     """The page as a Dash app, with ``model`` loaded and warmed up; ``app.server`` is what a WSGI server takes.
 
     ``max_upload`` is the limit of one upload in MB (10⁶ bytes). Raises ``ValueError`` for an unknown model. Explained
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to serve; 0.0.0.0 for every network (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8050, help="0 takes a free one (8050)")
     parser.add_argument(
-        "--model", default="small-cnn", help=f"chosen at first: {', '.join(serving.cards())} (small-cnn)"
+        "--model", default="wide-resnet-16-4", help=f"chosen at first: {', '.join(serving.cards())} (%(default)s)"
     )
     parser.add_argument("--max-upload", type=float, default=10, help="MB of one upload (10)")
     arguments = parser.parse_args()

@@ -21,6 +21,8 @@ def results_table(folder: Path = ROOT / "results") -> str:
         if run["hardware.device"] != "cpu":
             device = run["hardware.gpu"] if run["hardware.device"] == "cuda" else f"Apple GPU ({run['hardware.cpu']})"
         weights = "ImageNet" if run["weights"].startswith("imagenet") else "random"
+        if isinstance(known := run.get("weights_are"), str):  # weights that are not the official ones
+            weights = known
         accuracy = f"{run['metrics.test_accuracy']:.2%}"
         if len(run["seeds"]) > 1:
             accuracy += f" ± {100 * run['metrics.test_accuracy_sd']:.2f} ({len(run['seeds'])} seeds)"
