@@ -20,12 +20,14 @@ def results_table(folder: Path = ROOT / "results") -> str:
         device = f"{cores} CPU core{'s' if cores > 1 else ''} ({run['hardware.cpu']})"
         if run["hardware.device"] != "cpu":
             device = run["hardware.gpu"] if run["hardware.device"] == "cuda" else f"Apple GPU ({run['hardware.cpu']})"
-        weights = "ImageNet" if run["weights"].startswith("imagenet") else "random"
+        weights = run.get("weights_origin")
+        if not isinstance(weights, str):  # recorded before it was written down
+            weights = "ImageNet" if run["weights"].startswith("imagenet") else "random"
         accuracy = f"{run['metrics.test_accuracy']:.2%}"
         if len(run["seeds"]) > 1:
             accuracy += f" ± {100 * run['metrics.test_accuracy_sd']:.2f} ({len(run['seeds'])} seeds)"
         lines.append(
-            f"| `{run['recipe']}-{run['profile']}` | {weights} | {run['train_images']:,} | {run['image_size']} px "
+            f"| `{run['recipe']}-{run['profile']}` | {weights.replace('|', '/')} | {run['train_images']:,} | {run['image_size']} px "
             f"| {accuracy} | {run['metrics.macro_f1']:.4f} | {run['parameters.trainable']:,} "
             f"| {run['seconds.total'] / 60:.1f} min | {device} |"
         )

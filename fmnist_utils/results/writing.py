@@ -44,6 +44,7 @@ def save_result(
         "profile": profile(),
         "backbone": model.config["name"],
         "weights": model.weights,
+        "weights_origin": model.weights_origin,
         "cut_after": model.config["cut_after"],
         "image_size": model.config["image_size"],
         "train_images": train_images,
