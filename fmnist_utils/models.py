@@ -390,9 +390,7 @@ def build_model(
     """
     augment = Augment(**augment) if isinstance(augment, dict) else augment
     own, default_head, default_size, stats = _backbone_row(name)
-    if weights and is_file_name(weights):
-        weights = shown(Path(weights))
-    else:
+    if not (weights and is_file_name(weights)):
         check_name("weights", weights, ("imagenet", None, "path/to/file.safetensors"))
     check_name("batchnorm", batchnorm, ("train", "eval"))
     head, image_size = head or default_head, image_size or default_size
@@ -437,7 +435,7 @@ def build_model(
             module.keeps_statistics = batchnorm == "eval"
     config = {
         "name": name,
-        "weights": weights,
+        "weights": shown(Path(weights)) if weights and is_file_name(weights) else weights,
         "head": head,
         "cut_after": cut_after,
         "trainable": trainable,
@@ -572,8 +570,9 @@ def save_model(model: Classifier, path: str | Path, **card) -> Path:
 def load_model(path: str | Path) -> Classifier:
     """Rebuild a model written by :func:`save_model`, in eval mode.
 
-    Raises ``FileNotFoundError`` for a missing file, ``ValueError`` where a file is damaged or the pretrained weights
-    found here are not those the model was trained on, and :class:`WeightsUnavailable` where there are none.
+    Raises ``FileNotFoundError`` for a missing file, ``ValueError`` where a file is damaged, and
+    :class:`WeightsUnavailable`, which says where it looked, where the very pretrained weights that the model was
+    trained on are not found.
     """
     path = Path(path)
     file, text = path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")

@@ -888,7 +888,7 @@ def change_architecture(path):
     [
         (damage_tensors, ValueError, "model.safetensors does not belong to model.json"),
         (truncate_card, ValueError, "model.json"),
-        (name_other_weights, ValueError, "imagenet:0123456789ab.*Restore data/weights/"),
+        (name_other_weights, WeightsUnavailable, "holds other weights .* than are needed .0123456789ab"),
         (change_architecture, ValueError, "does not fit its model"),
         (lambda path: path.with_suffix(".safetensors").unlink(), FileNotFoundError, "model.safetensors"),
         (lambda path: path.with_suffix(".json").unlink(), FileNotFoundError, "model.json"),

@@ -23,11 +23,12 @@ def results_table(folder: Path = ROOT / "results") -> str:
         weights = run.get("weights_origin")
         if not isinstance(weights, str):  # recorded before it was written down
             weights = "ImageNet" if run["weights"].startswith("imagenet") else "random"
+        weights = weights.replace("|", "/")
         accuracy = f"{run['metrics.test_accuracy']:.2%}"
         if len(run["seeds"]) > 1:
             accuracy += f" ± {100 * run['metrics.test_accuracy_sd']:.2f} ({len(run['seeds'])} seeds)"
         lines.append(
-            f"| `{run['recipe']}-{run['profile']}` | {weights.replace('|', '/')} | {run['train_images']:,} | {run['image_size']} px "
+            f"| `{run['recipe']}-{run['profile']}` | {weights} | {run['train_images']:,} | {run['image_size']} px "
             f"| {accuracy} | {run['metrics.macro_f1']:.4f} | {run['parameters.trainable']:,} "
             f"| {run['seconds.total'] / 60:.1f} min | {device} |"
         )

@@ -78,6 +78,7 @@ def find_weights(name: str, weights: str | Path = "imagenet", *, download: bool 
     """
     own = is_file_name(weights)
     url = _URLS.get(name) or _default_weights(name).url
+    download = download and _digits(url).startswith(sha256[: len(_digits(url))])
     problems: list[str] = []
     for path, expected in _named(Path(weights)) if own else _published(name, url, download, problems):
         if not path.is_file():
@@ -115,6 +116,11 @@ def _folders() -> list[Path]:
     return list(dict.fromkeys([ROOT / "data" / "weights", *(base / p for p in named for base in (Path.cwd(), ROOT))]))
 
 
+def _digits(url: str) -> str:
+    """First digits of the file's SHA-256, which its published name ends in."""
+    return Path(url).stem.rpartition("-")[2]
+
+
 def _cached(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
 
@@ -128,7 +134,7 @@ def _named(path: Path) -> list[tuple[Path, str]]:
 
 def _published(name: str, url: str, download: bool, problems: list[str]) -> Iterator[tuple[Path, str]]:
     """Where ImageNet weights may be, with the first digits of the hash they must have; downloads in the end."""
-    digits = Path(url).stem.rpartition("-")[2]
+    digits = _digits(url)
     for folder in _folders():
         if name in _SHIPPED and folder == ROOT / "data" / "weights":
             yield folder / _SHIPPED[name], _SHIPPED_SHA256
@@ -163,7 +169,7 @@ def _header(path: Path) -> dict[str, str]:
 
 
 def _read(path: Path, name: str, digest: str, url: str) -> Pretrained:
-    official = digest.startswith((_SHIPPED_SHA256, Path(url).stem.rpartition("-")[2]))
+    official = digest.startswith((_SHIPPED_SHA256, _digits(url)))
     header = _header(path) if path.suffix.lower() == ".safetensors" else {}
     if header.get("network", name) != name:
         raise ValueError(f"{path} was made for {header['network']}, not for {name}: take the file of this network.")
