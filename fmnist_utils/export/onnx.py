@@ -183,8 +183,10 @@ def _facts(model: Classifier, precision: str, card: dict, batch: str = "B") -> d
             )
     name, licence = model.config["name"], "MIT."
     if model.weights != "none":
-        other = f"MIT. Built on torchvision's pretrained weights of {name}: see their page for their own licence."
-        licence = _VGG16_LICENCE if name == "vgg16" else other
+        other = (
+            f"MIT. Built on pretrained weights of {name} ({model.weights_origin}): see their source for their licence."
+        )
+        licence = _VGG16_LICENCE if name == "vgg16" and model.weights_origin == "ImageNet" else other
     return card | {
         "course": f"Fashion-MNIST transfer learning, fmnist_utils {__version__}",
         "labels": list(CLASSES),
