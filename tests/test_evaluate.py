@@ -243,7 +243,7 @@ def test_result_has_exactly_the_keys_of_the_schema(small_vgg, project):
     path = record(project, model, seeds=(0, 1))
     assert path == project / "results" / "vgg16-frozen-smoke.json"
     result = json.loads(path.read_text(encoding="utf-8"))
-    assert set(result) == RESULT_KEYS | {"mflops_per_image"}  # which the first recorded runs do not have
+    assert set(result) == RESULT_KEYS | {"mflops_per_image", "weights_origin"}  # which older runs do not have
     assert set(result["parameters"]) == {"total", "trainable"} and {"device", "cpu", "cores"} <= set(result["hardware"])
     assert {"python", "torch", "numpy"} <= set(result["versions"])
     assert result["metrics"] == METRICS | {"test_accuracy": 0.91235}
