@@ -337,7 +337,7 @@ def test_weights_give_up_on_a_server_that_never_answers_every_time(server, monke
     monkeypatch.setattr(weights, "fetch", download)
     monkeypatch.setitem(weights._URLS, "resnet18", f"{server}/resnet18-f37072fd.pth")
     for _ in range(2):
-        with pytest.raises(WeightsUnavailable, match="next to nothing for 0.6 s|timed out"):
+        with pytest.raises(WeightsUnavailable, match="timed out"):
             find_weights("resnet18")
         assert f"Downloading {server}/resnet18-f37072fd.pth" in capsys.readouterr().out
     assert not list((tmp_path / "hub" / "checkpoints").iterdir())
@@ -350,7 +350,8 @@ def test_data_give_up_on_a_server_that_never_answers(server, monkeypatch, capsys
     with pytest.raises(data.DataError, match="could not be downloaded") as caught:
         data.load("test")
     assert f"{server}/second/t10k" in str(caught.value) and "Check the connection" in str(caught.value)
-    assert capsys.readouterr().out.count("Downloading") == 2
+    assert str(caught.value).count("timed out") == 2
+    assert capsys.readouterr().out.count("gives up after 0.3 s") == 2  # the two share the 0.6 s
     assert [path.name for path in (tmp_path / "project" / "data").iterdir()] == ["weights"]
 
 

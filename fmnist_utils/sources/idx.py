@@ -130,7 +130,7 @@ def _download(split: str) -> Path:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 with replacing(folder / f"{name}.gz") as temporary:
-                    download(url, temporary)
+                    download(url, temporary, mirrors=len(MIRRORS))
                     if hashlib.sha256(read_bytes(temporary)).hexdigest() != sha256:
                         raise DataError("what arrived is not the published data (its SHA-256 differs)")
                 break
