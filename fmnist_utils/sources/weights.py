@@ -187,8 +187,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise ValueError(
-            f"{path} is damaged or holds code, which is never run, beside its tensors: write it anew, with "
-            f"torch.save(model.state_dict(), …) or as safetensors."
+            f"{path} is damaged or holds code, which is never run: write it with torch.save(model.state_dict(), …)."
         ) from error
     for key in ("state_dict", "model"):
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
@@ -217,9 +216,8 @@ def load_pretrained(net: nn.Module, name: str, found: Pretrained, classifier: st
         state = OrderedDict((re.sub(r"(denselayer\d+\.\w+)\.(\d)", r"\1\2", key), v) for key, v in state.items())
     # Some networks ask for the version of the format, which safetensors do not keep; older files lack batch counts.
     state._metadata = getattr(found.state, "_metadata", wanted._metadata)
-    for key in wanted:
-        if key.endswith("num_batches_tracked"):
-            state.setdefault(key, torch.tensor(0))
+    for key in filter(lambda key: key.endswith("num_batches_tracked"), wanted):
+        state.setdefault(key, torch.tensor(0))
     for verb, keys in (("lack", wanted.keys() - state.keys()), ("have", state.keys() - wanted.keys())):
         keys = [key for key in (*wanted, *state) if key in keys and not key.startswith(dropped)]
         if keys:
