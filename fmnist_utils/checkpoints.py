@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fmnist_utils.data import replacing
-from fmnist_utils.models import Classifier, WeightsUnavailable, build_model, file_sha256
+from fmnist_utils.models import Classifier, WeightsUnavailable, build_model
+from fmnist_utils.sources.files import file_sha256
 
 __all__ = ["card_and_file", "changed_state", "load_model", "load_state", "save_model"]
 
@@ -40,8 +41,8 @@ def save_model(model: Classifier, path: str | Path, **card) -> Path:
 def load_model(path: str | Path) -> Classifier:
     """Rebuild a model written by :func:`save_model`, in eval mode; ``path`` with or without an ending.
 
-    Raises ``FileNotFoundError`` for a missing file, ``ValueError`` where a file is damaged or the pretrained weights
-    found here are not those the model was trained on, and ``WeightsUnavailable`` where there are none.
+    Raises ``FileNotFoundError`` for a missing file, ``ValueError`` where a file is damaged, and ``WeightsUnavailable``,
+    which says where it looked, where the very pretrained weights that the model was trained on are not found.
     """
     file, text = card_and_file(path)
     try:
@@ -53,7 +54,7 @@ def load_model(path: str | Path) -> Classifier:
     if (digest := file_sha256(file)) != card["sha256"]:
         raise ValueError(f"{file} does not belong to {text.name} (SHA-256 {digest[:12]}…): copy both files again.")
     try:
-        model = build_model(**card["model"])
+        model = build_model(**card["model"], weights_sha256=card["weights"].partition(":")[2])
     except TypeError as error:  # an argument of an earlier or later version
         raise ValueError(f"{text} was written by another version of fmnist_utils ({error}).") from error
     if model.weights != card["weights"]:
@@ -97,7 +98,7 @@ def _different_from_named_weights(model: Classifier) -> dict[str, Tensor]:
     """What a file must hold so that the model comes back, whatever was trained and frozen again meanwhile."""
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     try:
-        built = build_model(**model.config)
+        built = build_model(**model.config, weights_sha256=model.weights.partition(":")[2])
     except WeightsUnavailable:  # gone since the model was built: then all of it is stored
         return state
     for what, of in _ASPECTS.items():

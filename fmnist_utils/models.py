@@ -1,4 +1,4 @@
-"""From raw grey images to logits: pretrained weights, backbone, head, freezing, summary, checkpoints.
+"""From raw grey images to logits: backbone, head, freezing, summary, checkpoints.
 
 Every model takes what the dataset holds (``uint8 [B, 28, 28]``), because its first module is
 :class:`~fmnist_utils.preprocess.Preprocess`. Explained in ``notebooks/03_vgg16_transfer_learning.ipynb`` and
@@ -6,27 +6,31 @@ Every model takes what the dataset holds (``uint8 [B, 28, 28]``), because its fi
 """
 
 import difflib
-import hashlib
 import operator
-import re
 from collections import OrderedDict
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property, partial
-from http.client import HTTPException
 from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from fmnist_utils import ROOT
 from fmnist_utils.preprocess import FASHION_MNIST_STATS, IMAGENET_STATS, VGG_ORIGINAL_STATS, Augment, Preprocess
+from fmnist_utils.sources.files import shown
+from fmnist_utils.sources.weights import (
+    Pretrained,
+    WeightsUnavailable,  # noqa: F401 (for those who import it from here)
+    _default_weights,
+    find_weights,
+    is_file_name,
+    load_pretrained,
+)
 
 #: Head presets: (filters of a 3×3 convolution or 0, side of the pooled map, hidden widths, normalise the features).
 HEADS = {
@@ -37,82 +41,6 @@ HEADS = {
     "gap-256": (0, 1, (256,), True),
     "gap-256-128": (0, 1, (256, 128), True),
 }
-
-
-# ------------------------------------------------------------------------------------------- pretrained weights
-
-
-class WeightsUnavailable(RuntimeError):
-    """Pretrained weights were asked for and are neither on this machine nor downloadable."""
-
-
-_SHIPPED = {"vgg16": "vgg16_imagenet_features.safetensors"}
-_SHIPPED_SHA256 = "608705a5e8e9a7d5d75e2eb4a72185943564b134fca29f49123ae440f73775ed"
-#: Where torchvision's own default (``get_model_weights(name).DEFAULT``) is not what we start from.
-_URLS = {
-    # Simonyan and Zisserman's own convolutions, as shipped, not torchvision's training.
-    "vgg16": "https://download.pytorch.org/models/vgg16_features-amdegroot-88682ab5.pth",
-    # The first of torchvision's two sets: trained with plain cross-entropy, whose features transfer better than those
-    # of label smoothing and mixup (Kornblith et al., 2021, arXiv:2010.16402).
-    "resnet50": "https://download.pytorch.org/models/resnet50-0676ba61.pth",
-}
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def find_weights(name: str, download: bool = True) -> tuple[dict[str, Tensor], str]:
-    """ImageNet weights of any network of torchvision's as (float32 state dict in torchvision's names, identity).
-
-    Looks in ``data/weights/`` (VGG16's 13 convolutions are shipped there; a file that you put there is found by the
-    name it is published under), then torch's cache, then downloads: torchvision's ``IMAGENET1K_FEATURES`` for
-    ``"vgg16"``, ``IMAGENET1K_V1`` for ``"resnet50"``, its default for any other. Each candidate is checked by hash (the
-    digits in its published name). The identity is ``imagenet:`` and the first 12 digits of the file's SHA-256. Raises
-    :class:`WeightsUnavailable`; never falls back to random ones.
-    """
-    url, folder = _URLS.get(name) or _default_weights(name).url, ROOT / "data" / "weights"
-    published = Path(url).name
-    digits = Path(url).stem.rpartition("-")[2]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / published
-    candidates = [(folder / _SHIPPED[name], _SHIPPED_SHA256)] if name in _SHIPPED else []
-    candidates += [(folder / published, digits), (cached, digits)]
-    problems = []
-    for path, expected in candidates:
-        if path == cached and not cached.is_file() and download:
-            try:
-                torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, map_location="cpu")
-            except (OSError, RuntimeError, HTTPException) as error:
-                problems.append(f"download from {url} failed ({error})")
-        if not path.is_file():
-            problems.append(f"{path} does not exist")
-            continue
-        digest = file_sha256(path)
-        if not digest.startswith(expected):
-            problems.append(f"{path} is damaged (SHA-256 {digest[:12]}…, expected {expected[:12]}…): delete it")
-            continue
-        shipped = path.suffix == ".safetensors"
-        state = load_file(path) if shipped else torch.load(path, map_location="cpu", weights_only=True)
-        for key, value in state.items():  # in place: torch keeps the file's format version beside the entries
-            state[key] = value.float() if value.is_floating_point() else value
-        return state, f"imagenet:{digest[:12]}"
-    raise WeightsUnavailable(
-        f"ImageNet weights of {name} were not found:\n- " + "\n- ".join(problems) + "\nDownload "
-        f"{url} where there is a network and put the file into data/weights/ or at {cached}"
-        + (", or restore data/weights/ from the repository" if name in _SHIPPED else "")
-        + ". To train from random weights on purpose, pass weights=None."
-    )
-
-
-def _default_weights(name: str):
-    from torchvision.models import get_model_weights
-
-    return get_model_weights(name).DEFAULT
 
 
 # ------------------------------------------------------------------------------------------------------- models
@@ -146,15 +74,22 @@ class Classifier(_FrozenMixin):
     """``preprocess -> backbone -> head``: ``uint8 [B, 28, 28]`` in, logits ``float32 [B, 10]`` out.
 
     ``config`` holds the arguments of :func:`build_model`, ``weights`` the identity of the pretrained weights or
-    ``"none"``. Explained in notebooks/03_vgg16_transfer_learning.ipynb.
+    ``"none"``, ``weights_origin`` what they are in words ("ImageNet", "random"). Explained in
+    notebooks/03_vgg16_transfer_learning.ipynb.
     """
 
     def __init__(
-        self, preprocess: Preprocess, backbone: nn.Sequential, head: nn.Sequential, config: dict, weights: str
+        self,
+        preprocess: Preprocess,
+        backbone: nn.Sequential,
+        head: nn.Sequential,
+        config: dict,
+        weights: str,
+        weights_origin: str,
     ):
         super().__init__()
         self.preprocess, self.backbone, self.head = preprocess, backbone, head
-        self.config, self.weights = config, weights
+        self.config, self.weights, self.weights_origin = config, weights, weights_origin
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.backbone(self.preprocess(images)))
@@ -298,7 +233,7 @@ def _blocks(layers: OrderedDict[str, nn.Module]) -> OrderedDict[str, nn.Module]:
     return blocks
 
 
-def _torchvision_backbone(name: str, state: dict | None, image_size: int) -> nn.Sequential:
+def _torchvision_backbone(name: str, found: Pretrained, image_size: int) -> nn.Sequential:
     """A network of torchvision's without pooling and classifier, in blocks; as a single one where it is no chain."""
     from torchvision.models import get_model
 
@@ -311,16 +246,13 @@ def _torchvision_backbone(name: str, state: dict | None, image_size: int) -> nn.
         arguments = {"aux_logits": False, "transform_input": True, "init_weights": True}
     # No random values are drawn for what the state dict brings, and VGG's 124 million parameters of a classifier are
     # never allocated. RegNet computes its widths with tensors, which need values.
-    empty = (state is not None or name.startswith("vgg")) and not name.startswith("regnet_")
+    empty = (found.state is not None or name.startswith("vgg")) and not name.startswith("regnet_")
     with torch.device("meta") if empty else nullcontext():
         net = get_model(name, weights=None, **arguments)
     layers, classifier = _outline(net)
     setattr(net, classifier, nn.Identity())
-    if state is not None:
-        if name.startswith("densenet"):  # published with names that torch no longer allows: norm.1 for norm1
-            state = {re.sub(r"(denselayer\d+\.\w+)\.(\d)", r"\1\2", key): value for key, value in state.items()}
-        if missing := net.load_state_dict(state, strict=False, assign=True).missing_keys:
-            raise ValueError(f"The weights of {name} lack {', '.join(missing)}: was the file made for this network?")
+    if found.state is not None:
+        load_pretrained(net, name, found, classifier)
     elif empty:
         net.to_empty(device="cpu")
         for layer in net.features:
@@ -415,7 +347,7 @@ def _backbone_row(name: str) -> tuple:
 def build_model(
     name: str,
     *,
-    weights: str | None = "imagenet",
+    weights: str | Path | None = "imagenet",
     head: str | tuple[int, int, tuple[int, ...], bool] | None = None,
     cut_after: str | None = None,
     trainable: str | int | None = None,
@@ -424,6 +356,7 @@ def build_model(
     augment: Augment | dict | None = None,
     batchnorm: str = "train",
     seed: int = 0,
+    weights_sha256: str = "",
 ) -> Classifier:
     """Build a :class:`Classifier` in eval mode; explained in notebooks/03_vgg16_transfer_learning.ipynb.
 
@@ -433,7 +366,10 @@ def build_model(
     ``"wide_resnet_16_4"``; and any other classification network of torchvision's, such as ``"resnet18"``,
     ``"efficientnet_b0"``, ``"convnext_tiny"`` or ``"vit_b_16"``
     (``torchvision.models.list_models(module=torchvision.models)``).
-    ``weights``: ``"imagenet"``, or ``None`` for random ones (a choice, never a fallback).
+    ``weights``: ``"imagenet"``; the path of a file of your own, safetensors or ``.pth``, in torchvision's names and
+    with its statistics of the input; or ``None`` for random ones (a choice, never a fallback). Where they are looked
+    for: :func:`~fmnist_utils.sources.weights.find_weights`. ``weights_sha256``: first digits of the only file that
+    will do.
     ``head``: a key of ``HEADS`` or such a row of your own; default ``classic`` for VGG16 (with pool 7:
     25088 -> 1024 -> 512 -> 10), ``linear`` for those from scratch and ``gap-256`` for the others.
     ``cut_after``: last block that is kept: ``"block1"`` … ``"block5"`` of VGG16, ``"stem"``, ``"layer1"`` …
@@ -448,27 +384,28 @@ def build_model(
     ``batchnorm``: ``"eval"`` keeps the backbone's BatchNorm statistics even where its layers learn. ``seed``: for every
     random initial value, whatever was drawn before.
 
-    Raises ``ValueError`` for unknown names and for sizes, cuts and heads that a network does not allow, and
-    :class:`WeightsUnavailable` for weights that cannot be had.
+    Raises ``ValueError`` for unknown names, for sizes, cuts and heads that a network does not allow and for a file of
+    weights that is not for this network, and :class:`WeightsUnavailable` for weights that cannot be had.
     """
     augment = Augment(**augment) if isinstance(augment, dict) else augment
     own, default_head, default_size, stats = _backbone_row(name)
-    check_name("weights", weights, ("imagenet", None))
+    if not (weights and is_file_name(weights)):
+        check_name("weights", weights, ("imagenet", None, "path/to/file.safetensors"))
     check_name("batchnorm", batchnorm, ("train", "eval"))
     head, image_size = head or default_head, image_size or default_size
     if isinstance(head, str):
         check_name("head", head, tuple(HEADS))
     if weights and own:
         raise ValueError(f"{name} has no pretrained weights: pass weights=None to train it from scratch.")
-    if weights and name.startswith(("vit_", "maxvit_")) and image_size != default_size:
+    if weights == "imagenet" and name.startswith(("vit_", "maxvit_")) and image_size != default_size:
         raise ValueError(f"{name}'s weights are for {default_size}×{default_size} pixels: leave image_size out.")
-    if name == "vgg16" and weights is None:
+    found = find_weights(name, weights, sha256=weights_sha256) if weights else Pretrained(None, "none", "random")
+    if name == "vgg16" and (found.state is None or not found.official):
         stats = IMAGENET_STATS  # the original's 0-255 scale suits only its own weights
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        state, identity = find_weights(name) if weights else (None, "none")
         try:
-            backbone = own() if own else _torchvision_backbone(name, state, image_size)
+            backbone = own() if own else _torchvision_backbone(name, found, image_size)
             blocks = [block for block, _ in backbone.named_children()]
             if blocks == [name] and cut_after not in (None, name):
                 raise ValueError(f"{name} is no chain of blocks and cannot be cut: leave cut_after out.")
@@ -497,7 +434,7 @@ def build_model(
             module.keeps_statistics = batchnorm == "eval"
     config = {
         "name": name,
-        "weights": weights,
+        "weights": shown(Path(weights)) if weights and is_file_name(weights) else weights,
         "head": head,
         "cut_after": cut_after,
         "trainable": trainable,
@@ -507,7 +444,7 @@ def build_model(
         "batchnorm": batchnorm,
         "seed": seed,
     }
-    model = Classifier(Preprocess(image_size, stats, augment), backbone, top, config, identity)
+    model = Classifier(Preprocess(image_size, stats, augment), backbone, top, config, found.identity, found.origin)
     set_trainable(model, trainable if trainable is not None else "head" if weights else "all")
     return model.eval()
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fmnist_utils.checkpoints import card_and_file, changed_state, load_model, save_model
 from fmnist_utils.data import replacing
-from fmnist_utils.models import Classifier, file_sha256
+from fmnist_utils.models import Classifier
 from fmnist_utils.scale.processes import from_first, is_first
+from fmnist_utils.sources.files import file_sha256
 
 __all__ = ["Checkpoint"]
 

@@ -12,6 +12,8 @@ from torchvision.models import VGG16_Weights, get_model, get_model_weights
 from fmnist_utils import models
 from fmnist_utils.checkpoints import load_model, save_model
 from fmnist_utils.models import WeightsUnavailable, build_model, set_trainable, summary
+from fmnist_utils.sources import weights
+from fmnist_utils.sources.weights import Pretrained
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -53,7 +55,7 @@ def pair(request):
     reference = invented(name)
     state = reference.state_dict()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "find_weights", lambda name: (state, "imagenet:test"))
+        patch.setattr(models, "find_weights", lambda *_, **__: Pretrained(state, "imagenet:test"))
         model = build_model(name, image_size=None if name == "vit_b_16" else 64)
     return name, reference, model
 
@@ -129,7 +131,7 @@ def test_split_parts_make_the_model_and_the_frozen_one_is_the_same_every_epoch(p
 
 def test_saved_model_returns_with_its_settings_and_logits(pair, tiny, tmp_path, monkeypatch):
     _, reference, model = pair
-    monkeypatch.setattr(models, "find_weights", lambda name: (reference.state_dict(), "imagenet:test"))
+    monkeypatch.setattr(models, "find_weights", lambda *_, **__: Pretrained(reference.state_dict(), "imagenet:test"))
     file = save_model(model, tmp_path / "model")
     with safe_open(file, "pt") as content:
         assert all(key.startswith("head.") for key in content.keys())  # noqa: SIM118
@@ -216,8 +218,9 @@ def test_what_a_network_does_not_allow_is_said(arguments, message):
 
 def test_weights_are_looked_for_under_the_name_torchvision_publishes_them(tmp_path, monkeypatch):
     (tmp_path / "data" / "weights").mkdir(parents=True)
-    monkeypatch.setattr(models, "ROOT", tmp_path)
+    monkeypatch.setattr(weights, "ROOT", tmp_path)
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.delenv("FMNIST_WEIGHTS", raising=False)
     url = get_model_weights("mnasnet0_5").DEFAULT.url
     published = url.rpartition("/")[2]
     with pytest.raises(WeightsUnavailable) as caught:
@@ -229,7 +232,7 @@ def test_weights_are_looked_for_under_the_name_torchvision_publishes_them(tmp_pa
     with pytest.raises(WeightsUnavailable, match="is damaged"):
         models.find_weights("mnasnet0_5", download=False)
     digits = published.rpartition("-")[2].removesuffix(".pth")
-    monkeypatch.setattr(models, "file_sha256", lambda path: digits + "c" * (64 - len(digits)))
+    monkeypatch.setattr(weights, "file_sha256", lambda path: digits + "c" * (64 - len(digits)))
     model = build_model("mnasnet0_5", image_size=32)
     assert model.weights == f"imagenet:{digits}cc"
     assert torch.equal(model.backbone.layers14[0].weight, net.layers[14].weight)
@@ -244,7 +247,7 @@ def test_weights_are_taken_over_in_the_form_in_which_they_are_published(monkeypa
     state = reference.state_dict()
     if name == "densenet121":
         state = {re.sub(r"(norm|conv)([12])\.", r"\1.\2.", key): value for key, value in state.items()}
-    monkeypatch.setattr(models, "find_weights", lambda name: (state, "imagenet:test"))
+    monkeypatch.setattr(models, "find_weights", lambda *_, **__: Pretrained(state, "imagenet:test"))
     model = build_model(name, image_size=32)
     setattr(reference, "fc" if name == "googlenet" else "classifier", nn.Identity())
     with torch.no_grad():

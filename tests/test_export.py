@@ -164,8 +164,10 @@ def test_licence_names_the_pretrained_weights_and_random_ones_stay_random(small_
     facts = export._facts(small_vgg(), "float32", {"metrics": {"test_accuracy": 0.9}})
     assert "CC BY 4.0" in facts["licence"] and facts["weights"].startswith("imagenet:")
     assert facts["metrics_note"] == "Measured with torch in float32."
-    other = SimpleNamespace(config={"name": "vit_h_14"}, weights="imagenet:0123456789ab")
-    assert "see their page for their own licence" in export._facts(other, "float32", {})["licence"]
+    for name in ("vit_h_14", "vgg16"):
+        other = SimpleNamespace(config={"name": name}, weights="own:0123456789ab", weights_origin="Fractals")
+        expected = f"pretrained weights of {name} (Fractals): see their source"
+        assert expected in export._facts(other, "float32", {})["licence"]
     facts = export._facts(small_vgg(weights=None), "float32", {"licence": "none of mine", "weights": "imagenet"})
     assert facts["licence"] == "MIT." and facts["weights"] == "none" and "metrics_note" not in facts
 

@@ -25,6 +25,8 @@ from fmnist_utils.evaluate import predict
 from fmnist_utils.models import WeightsUnavailable, build_model, set_trainable, summary
 from fmnist_utils.preprocess import FASHION_MNIST_STATS, IMAGENET_STATS, VGG_ORIGINAL_STATS, Augment, Preprocess
 from fmnist_utils.results import load_predictions
+from fmnist_utils.sources import weights
+from fmnist_utils.sources.weights import Pretrained
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -84,10 +86,11 @@ def torchvision_features() -> nn.Sequential:
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """A project folder and a torch cache, both empty, and a download address that leads nowhere."""
-    monkeypatch.setattr(models, "ROOT", tmp_path / "project")
+    monkeypatch.setattr(weights, "ROOT", tmp_path / "project")
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.delenv("FMNIST_WEIGHTS", raising=False)
     for name, url in PUBLISHED.items():
-        monkeypatch.setitem(models._URLS, name, (tmp_path / "nowhere" / url).as_uri())
+        monkeypatch.setitem(weights._URLS, name, (tmp_path / "nowhere" / url).as_uri())
     (tmp_path / "project" / "data" / "weights").mkdir(parents=True)
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     return tmp_path
@@ -550,7 +553,7 @@ def test_resnet50_from_data_weights_computes_torchvisions_features(elsewhere, mo
     file = elsewhere / "project" / "data" / "weights" / PUBLISHED["resnet50"]
     torch.save(reference.state_dict(), file)
     # No other file can have the published digest, so this one is given its first digits.
-    monkeypatch.setattr(models, "file_sha256", lambda path: "0676ba61" + "c" * 56)
+    monkeypatch.setattr(weights, "file_sha256", lambda path: "0676ba61" + "c" * 56)
     model = build_model("resnet50", image_size=40)
     file.unlink()
     assert model.weights == "imagenet:0676ba61cccc"
@@ -574,7 +577,7 @@ def test_resnet50_takes_over_a_state_dict_and_draws_no_values_of_its_own(monkeyp
         name: torch.full(v.shape, 7 if v.dtype == torch.int64 else 0.5, dtype=v.dtype) for name, v in shapes.items()
     }
     state = {name: v for name, v in state.items() if counted or not name.endswith("num_batches_tracked")}
-    monkeypatch.setattr(models, "find_weights", lambda name: (state, "imagenet:test"))
+    monkeypatch.setattr(models, "find_weights", lambda *_, **__: Pretrained(state, "imagenet:test"))
     drawn = []
     monkeypatch.setattr(nn.init, "kaiming_normal_", lambda filters, **_: drawn.append(filters.device.type))
     model = build_model("resnet50", trainable="all")
@@ -757,7 +760,7 @@ def test_missing_weights_are_an_error_that_says_where_to_get_them(elsewhere, nam
     with pytest.raises(WeightsUnavailable) as caught:
         build_model(name)
     message = str(caught.value)
-    assert models._URLS[name] in message
+    assert weights._URLS[name] in message
     assert str(elsewhere / "hub" / "checkpoints" / PUBLISHED[name]) in message
     assert "data/weights/" in message and "weights=None" in message
 
@@ -785,7 +788,7 @@ def test_weights_come_from_wherever_they_are_where_none_are_shipped(elsewhere, m
     source = elsewhere / "weights.pth"
     filters = vgg16(weights=None, init_weights=False).features.state_dict()
     torch.save({f"features.{name}": torch.full_like(tensor, 0.5) for name, tensor in filters.items()}, source)
-    digest = models.file_sha256(source)
+    digest = weights.file_sha256(source)
     # No other file can have the published digest, so the address names this one's.
     published = f"vgg16-{digest[:8]}.pth"
     folder = {"data/weights": "project/data/weights", "torch's cache": "hub/checkpoints", "the download": "server"}
@@ -793,7 +796,7 @@ def test_weights_come_from_wherever_they_are_where_none_are_shipped(elsewhere, m
     target.parent.mkdir(exist_ok=True)
     source.rename(target)
     address = target if where == "the download" else elsewhere / "nowhere" / published
-    monkeypatch.setitem(models._URLS, "vgg16", address.as_uri())
+    monkeypatch.setitem(weights._URLS, "vgg16", address.as_uri())
     model = build_model("vgg16", cut_after="block1", head="linear")
     assert model.weights == f"imagenet:{digest[:12]}"
     assert all((p == 0.5).all() for p in model.backbone.parameters())
@@ -803,7 +806,7 @@ def test_nothing_is_downloaded_where_that_is_not_wanted(elsewhere, monkeypatch):
     def unexpected(*arguments, **settings):
         raise AssertionError("asked the network")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unexpected)
+    monkeypatch.setattr(weights, "fetch", unexpected)
     with pytest.raises(WeightsUnavailable):
         models.find_weights("resnet50", download=False)
 
@@ -963,7 +966,7 @@ def change_architecture(path):
     [
         (damage_tensors, ValueError, "model.safetensors does not belong to model.json"),
         (truncate_card, ValueError, "model.json"),
-        (name_other_weights, ValueError, "imagenet:0123456789ab.*Restore data/weights/"),
+        (name_other_weights, WeightsUnavailable, "holds other weights .* than are needed .0123456789ab"),
         (change_architecture, ValueError, "does not fit its model"),
         (lambda path: path.with_suffix(".safetensors").unlink(), FileNotFoundError, "model.safetensors"),
         (lambda path: path.with_suffix(".json").unlink(), FileNotFoundError, "model.json"),

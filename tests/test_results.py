@@ -69,7 +69,10 @@ def test_result_has_exactly_the_keys_of_the_schema(small_vgg, project):
     path = record(project, model, seeds=(0, 1), metrics=metrics)
     assert path == project / "results" / "vgg16-frozen-smoke.json"
     result = json.loads(path.read_text(encoding="utf-8"))
-    assert set(result) == RESULT_KEYS | {"mflops_per_image"}  # which the first recorded runs do not have
+    assert set(result) == RESULT_KEYS | {
+        "mflops_per_image",
+        "weights_origin",
+    }  # which the first recorded runs do not have
     assert set(result["parameters"]) == {"total", "trainable"} and {"device", "cpu", "cores"} <= set(result["hardware"])
     assert {"python", "torch", "numpy"} <= set(result["versions"])
     assert result["metrics"] == metrics | {"test_accuracy": 0.91235}
@@ -427,7 +430,9 @@ def test_every_recorded_run_follows_the_schema(path):
     assert set(run) >= RESULT_KEYS
     assert path.name == f"{run['recipe']}-{run['profile']}.json"
     assert run["weights"] == "none" or re.fullmatch(r"imagenet:[0-9a-f]{12}", run["weights"])
-    assert "weights_are" not in run or run["weights"] != "none" and run["note"].startswith(run["weights_are"])
+    assert (run.get("weights_origin", "random") == "random") == (
+        run["weights"] == "none" or "weights_origin" not in run
+    )
     assert 0 < run["metrics"]["test_accuracy"] < 1 and len(run["history"]) == run["epochs"]
 
 

@@ -18,7 +18,8 @@ from fmnist_utils import ROOT
 from fmnist_utils.checkpoints import load_model
 from fmnist_utils.data import FashionMNIST, replacing, train_val_split
 from fmnist_utils.data import load as load_data
-from fmnist_utils.models import Classifier, file_sha256
+from fmnist_utils.models import Classifier
+from fmnist_utils.sources.files import file_sha256
 
 #: Images to estimate means and covariance on, and to calibrate on: few enough for VGG16 on a CPU.
 TRAIN, VAL = 2_000, 2_000

@@ -23,7 +23,8 @@ from fmnist_utils.checkpoints import save_model
 from fmnist_utils.data import CLASSES, FashionMNIST, replacing
 from fmnist_utils.evaluate import predict
 from fmnist_utils.export import litert
-from fmnist_utils.models import Classifier, file_sha256
+from fmnist_utils.models import Classifier
+from fmnist_utils.sources.files import file_sha256
 
 INPUT = (
     'Input "images": uint8 [{0}, 28, 28], rows from the top, 0 = black background, bright garment, like Fashion-MNIST; '
@@ -184,8 +185,10 @@ def _facts(model: Classifier, precision: str, card: dict, batch: str = "B") -> d
             )
     name, licence = model.config["name"], "MIT."
     if model.weights != "none":
-        other = f"MIT. Built on torchvision's pretrained weights of {name}: see their page for their own licence."
-        licence = _VGG16_LICENCE if name == "vgg16" else other
+        other = (
+            f"MIT. Built on pretrained weights of {name} ({model.weights_origin}): see their source for their licence."
+        )
+        licence = _VGG16_LICENCE if name == "vgg16" and model.weights_origin == "ImageNet" else other
     return card | {
         "course": f"Fashion-MNIST transfer learning, fmnist_utils {__version__}",
         "labels": list(CLASSES),

@@ -181,7 +181,7 @@ def _images_per_second(model: Classifier, test: FashionMNIST) -> float:
 def _card(title: str, command: str, trained: _Trained, mirrored: bool, splits: dict) -> dict:
     model, metrics = trained.model, trained.metrics
     frozen = ""
-    if model.weights != "none" and model.config["name"] == "vgg16":
+    if model.weights_origin == "ImageNet" and model.config["name"] == "vgg16":
         frozen = " VGG16's weights in data/weights/ (CC BY 4.0) are part of it; the frozen ones are not in the file."
     return {
         "recipe": title,

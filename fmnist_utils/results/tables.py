@@ -20,9 +20,10 @@ def results_table(folder: Path = ROOT / "results") -> str:
         device = f"{cores} CPU core{'s' if cores > 1 else ''} ({run['hardware.cpu']})"
         if run["hardware.device"] != "cpu":
             device = run["hardware.gpu"] if run["hardware.device"] == "cuda" else f"Apple GPU ({run['hardware.cpu']})"
-        weights = "ImageNet" if run["weights"].startswith("imagenet") else "random"
-        if isinstance(known := run.get("weights_are"), str):  # weights that are not the official ones
-            weights = known
+        weights = run.get("weights_origin")
+        if not isinstance(weights, str):  # recorded before it was written down
+            weights = "ImageNet" if run["weights"].startswith("imagenet") else "random"
+        weights = weights.replace("|", "/")
         accuracy = f"{run['metrics.test_accuracy']:.2%}"
         if len(run["seeds"]) > 1:
             accuracy += f" ± {100 * run['metrics.test_accuracy_sd']:.2f} ({len(run['seeds'])} seeds)"

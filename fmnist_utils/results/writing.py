@@ -73,7 +73,11 @@ def save_result(
         },
         history=json.loads(history.reset_index().to_json(orient="records", double_precision=6)),
         **where_and_when(),
-        more={"mflops_per_image": round(float(summary(model).MFLOPs["total"]), 1)} | more,
+        more={
+            "weights_origin": model.weights_origin,
+            "mflops_per_image": round(float(summary(model).MFLOPs["total"]), 1),
+            **more,
+        },
     )
     if predictions:
         (folder / "predictions").mkdir(parents=True, exist_ok=True)

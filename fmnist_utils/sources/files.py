@@ -1,6 +1,7 @@
 """What the readers of both formats share: their error, a file's content and how a file is written safely."""
 
 import gzip
+import hashlib
 import os
 import zlib
 from collections.abc import Iterator
@@ -34,6 +35,15 @@ def read_bytes(path: str | Path) -> bytes:
     if not content:
         raise DataError(f"{path} is empty. Fetch or write it again.")
     return content
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager

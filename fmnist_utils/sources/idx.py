@@ -4,11 +4,13 @@ import hashlib
 import math
 import os
 import struct
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 
 from fmnist_utils import ROOT
+from fmnist_utils.sources.download import download
 from fmnist_utils.sources.files import DataError, check_labels, read_bytes, replacing, shown
 
 #: Images uint8 [N, 28, 28], labels uint8 [N] and a text that says where they come from.
@@ -120,9 +122,6 @@ def _find_idx(folder: Path, name: str) -> Path | None:
 
 def _download(split: str) -> Path:
     """Fetch the files of a split; returns their folder. Raises DataError when no mirror has a sound copy."""
-    from http.client import HTTPException
-    from urllib.request import urlopen
-
     folder = search_folders()[0 if os.access(ROOT, os.W_OK) else -1]
     for name, sha256 in PUBLISHED[split].items():
         failures = []
@@ -131,8 +130,7 @@ def _download(split: str) -> Path:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 with replacing(folder / f"{name}.gz") as temporary:
-                    with urlopen(url, timeout=60) as response:
-                        temporary.write_bytes(response.read())
+                    download(url, temporary, mirrors=len(MIRRORS))
                     if hashlib.sha256(read_bytes(temporary)).hexdigest() != sha256:
                         raise DataError("what arrived is not the published data (its SHA-256 differs)")
                 break
