@@ -7,10 +7,13 @@ measured), ``scale`` (several processes, engines). Rooms above it: ``tune`` (sea
 outliers), ``export`` (ONNX, LiteRT) and ``app``, the web page, on top of all.
 """
 
+import difflib
 import os
 import warnings
 from pathlib import Path
 from typing import TypeVar
+
+__all__ = ["PROFILES", "ROOT", "check_name", "pick", "profile"]
 
 __version__ = "0.1.0"
 
@@ -43,3 +46,13 @@ def profile() -> str:
 def pick(*, smoke: T, cpu: T, full: T) -> T:
     """The value for the current :func:`profile`; notebooks use it in their parameters cell."""
     return {"smoke": smoke, "cpu": cpu, "full": full}[profile()]
+
+
+def check_name(what: str, name: str | None, known: tuple) -> None:
+    """Raise ``ValueError`` with the nearest of the ``known`` names unless ``name`` is one of them."""
+    if name not in known:
+        alike = {k: difflib.SequenceMatcher(None, str(k), str(name)).ratio() for k in known}
+        nearest = sorted(known, key=alike.get, reverse=True)  # among equally near ones, the first stays first
+        hint = f" Did you mean {nearest[0]!r}?" if alike[nearest[0]] >= 0.3 else ""
+        choice = known if len(known) <= 20 else (*nearest[:8], f"{len(known) - 8} others")
+        raise ValueError(f"{what}={name!r} is not known.{hint} Choose one of {', '.join(map(repr, choice))}.")

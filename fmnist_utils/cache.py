@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from fmnist_utils import check_name
 from fmnist_utils.data import FashionMNIST, fingerprint, replacing, row_numbers
-from fmnist_utils.models import Classifier, check_name
+from fmnist_utils.models import Classifier
 from fmnist_utils.scale.engines import OpenVINOEngine, TorchEngine, default_device, half_precision
 from fmnist_utils.scale.processes import exchange, from_first, is_first, rank_and_count, shares, wait
 from fmnist_utils.scale.storage import allocate, new_file, open_file
+
+__all__ = ["CachedFeatures", "PrefixPass", "as_input", "cache_features", "prefix_key"]
 
 
 @dataclass(frozen=True)

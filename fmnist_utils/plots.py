@@ -10,6 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+__all__ = ["COLORS", "accuracy_bars", "curves", "image_grid", "use_style"]
+
 #: Colour-blind-safe colours for the course's recurring roles (Okabe & Ito, 2008).
 COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73", "accent": "#D55E00", "muted": "#8A8F98"}
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+__all__ = ["Augment", "FASHION_MNIST_STATS", "IMAGENET_STATS", "Preprocess", "VGG_ORIGINAL_STATS"]
+
 #: Per-channel mean and standard deviation of ImageNet on a 0-1 scale, the usual choice for torchvision's weights.
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 #: What the original VGG16 was trained with: 0-255 values minus the mean (Simonyan & Zisserman, 2015).

@@ -13,10 +13,11 @@ from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset, Subset
 
+from fmnist_utils import check_name
 from fmnist_utils.cache import CachedFeatures, as_input
 from fmnist_utils.checkpoints import changed_state
 from fmnist_utils.data import make_loader
-from fmnist_utils.models import Classifier, check_name
+from fmnist_utils.models import Classifier
 from fmnist_utils.scale.accelerator import on_device, warm_up
 from fmnist_utils.scale.processes import own_share, rank_and_count
 

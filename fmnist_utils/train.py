@@ -27,6 +27,8 @@ from fmnist_utils.scale.accelerator import accelerator
 from fmnist_utils.scale.processes import JointBatchNorm, batch_weights, rank_and_count, total
 from fmnist_utils.settings import Run, Settings, averaged
 
+__all__ = ["fit", "fit_phases", "train_one_epoch", "validate"]
+
 
 def fit(
     model: Classifier,

@@ -19,10 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 from torchvision.models import resnet50, vgg16
 
-from fmnist_utils import ROOT, data, models
+from fmnist_utils import ROOT, classifier, data, models
 from fmnist_utils.checkpoints import load_model, save_model
 from fmnist_utils.evaluate import predict
 from fmnist_utils.models import WeightsUnavailable, build_model, set_trainable, summary
+from fmnist_utils.networks import scratch
 from fmnist_utils.preprocess import FASHION_MNIST_STATS, IMAGENET_STATS, VGG_ORIGINAL_STATS, Augment, Preprocess
 from fmnist_utils.results import load_predictions
 from fmnist_utils.sources import weights
@@ -590,8 +591,8 @@ def test_resnet50_takes_over_a_state_dict_and_draws_no_values_of_its_own(monkeyp
 
 
 def test_the_backbone_is_traced_once_and_a_copy_freezes_its_own_layers(monkeypatch, resnet_on_paper):
-    calls, trace = [], models.layers_in_order
-    monkeypatch.setattr(models, "layers_in_order", lambda backbone: calls.append(1) or trace(backbone))
+    calls, trace = [], classifier.layers_in_order
+    monkeypatch.setattr(classifier, "layers_in_order", lambda backbone: calls.append(1) or trace(backbone))
     duplicate = copy.deepcopy(resnet_on_paper)
     for trainable in ("head", 10, "all"):
         set_trainable(duplicate, trainable)
@@ -710,7 +711,7 @@ def test_wide_resnet_is_the_papers_wrn_28_10():
 @pytest.mark.parametrize(("inputs", "stride"), [(6, 1), (4, 2)], ids=["same size", "wider and smaller"])
 def test_wide_block_computes_what_the_paper_draws(inputs, stride):
     torch.manual_seed(0)
-    block, x = models.WideBlock(inputs, 6, stride).eval(), torch.randn(2, inputs, 8, 8)
+    block, x = scratch.WideBlock(inputs, 6, stride).eval(), torch.randn(2, inputs, 8, 8)
     for norm in (block.norm1, block.norm2):
         norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
         nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)

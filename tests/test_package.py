@@ -1,6 +1,8 @@
 """The package as a whole: what is installed, and who may import whom."""
 
 import ast
+import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -17,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 #: Rooms that the core calls, and which know nothing of it but the project's folder, profile and (results) its models.
-BELOW = {"results", "scale", "sources"}
+BELOW = {"networks", "results", "scale", "sources"}
 CORE = {path.stem for path in PACKAGE.glob("*.py")}
 ROOMS = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 
@@ -52,12 +54,71 @@ def test_the_core_imports_no_room_above_it_and_core_dependencies_only(path):
     assert {name.split(".")[0] for name in imported(path)} <= allowed
 
 
-def test_sources_and_scale_know_nothing_of_what_is_built_on_them():
-    for room in ("sources", "scale"):
+def test_sources_scale_and_networks_know_nothing_of_what_is_built_on_them():
+    for room, below in {"sources": set(), "scale": set(), "networks": {"sources"}}.items():
         files = sorted((PACKAGE / room).glob("*.py"))
         assert len(files) >= 2
         for path in files:
-            assert rooms(path) <= {room}, path.name
+            assert rooms(path) <= {room} | below, path.name
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_a_file_of_the_core_can_be_held_in_the_head(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 255
+
+
+def lines_of_code(function: ast.FunctionDef) -> int:
+    """Without the docstring."""
+    first = function.body[0]
+    text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    return function.end_lineno - function.lineno + 1 - (first.end_lineno - first.lineno + 1 if text else 0)
+
+
+def test_functions_are_short():
+    long = [
+        f"{path.relative_to(PACKAGE)}: {node.name}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and lines_of_code(node) > 60
+    ]
+    # Layout of one figure and of one page: one thing after the other, which no reader has to hold in mind.
+    assert set(long) <= {"tune/figures.py: plot_study", "app/pages.py: _try_page"}
+
+
+def notebook_sources() -> dict[str, str]:
+    """Code of every notebook by its path within notebooks/."""
+    folder, sources = ROOT / "notebooks", {}
+    for path in sorted(folder.rglob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        lines = (line for text in code for line in text.splitlines() if not line.lstrip().startswith(("%", "!")))
+        sources[path.relative_to(folder).as_posix()] = "\n".join(lines)
+    return sources
+
+
+def test_every_name_that_a_notebook_imports_is_public():
+    hidden = []
+    for notebook, code in notebook_sources().items():
+        for module, names in re.findall(r"^\s*from (fmnist_utils[\w.]*) import ([\w, ]+)", code, re.MULTILINE):
+            public = getattr(importlib.import_module(module), "__all__", None)
+            for name in (words.split(" as ")[0].strip() for words in names.split(",")):
+                is_module = f"{module}.{name}".replace(".", "/")
+                is_module = (ROOT / is_module).is_dir() or (ROOT / f"{is_module}.py").is_file()
+                if not is_module and name not in (public or ()):
+                    hidden.append(f"{notebook}: {module}.{name}")
+    assert hidden == []
+
+
+def test_the_notebook_that_a_docstring_names_exists_and_uses_the_function():
+    sources, wrong = notebook_sources(), []
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+                continue
+            for notebook in re.findall(r"notebooks/([\w/]+\.ipynb)", ast.get_docstring(node) or ""):
+                if node.name not in sources.get(notebook, ""):
+                    wrong.append(f"{path.relative_to(PACKAGE)}: {node.name}, {notebook}")
+    assert wrong == [], wrong
 
 
 def test_nothing_imports_the_app():

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
 
-from fmnist_utils.models import check_name
+from fmnist_utils import check_name
+
+__all__ = ["BadImage", "FORMATS", "MAX_BYTES", "MAX_PIXELS", "MIN_SIDE", "SIDE", "STEPS", "prepare", "read_image"]
 
 MAX_BYTES = 10_000_000
 MAX_PIXELS = 40_000_000

@@ -16,10 +16,11 @@ import torch
 import waitress
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update, set_props
 
+from fmnist_utils import check_name
 from fmnist_utils.app import pages, quality, serving
 from fmnist_utils.app.photos import STEPS, BadImage
 from fmnist_utils.data import CLASSES
-from fmnist_utils.models import WeightsUnavailable, check_name
+from fmnist_utils.models import WeightsUnavailable
 
 MAX_PICTURES, MAX_HISTORY = 12, 50
 

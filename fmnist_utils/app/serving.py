@@ -18,14 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fmnist_utils import ROOT
+from fmnist_utils import ROOT, check_name
 from fmnist_utils.app import photos
 from fmnist_utils.checkpoints import load_model
 from fmnist_utils.data import FashionMNIST, load
 from fmnist_utils.evaluate import load_predictions, predict
 from fmnist_utils.explain import outliers
 from fmnist_utils.explain.grad_cam import grad_cam
-from fmnist_utils.models import check_name
 
 MODELS = ROOT / "data" / "models"
 # torch uses every core for one batch anyway, and Grad-CAM changes the model while it works.

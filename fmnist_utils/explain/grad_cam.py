@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from fmnist_utils.models import Classifier, leaves
 
+__all__ = ["grad_cam"]
+
 
 def grad_cam(model: Classifier, images: Tensor, classes: Tensor | None = None) -> Tensor:
     """Grad-CAM maps, float32 [B, 28, 28] from 0 to 1, of ``uint8 [B, 28, 28]`` images (on the CPU).

@@ -21,6 +21,8 @@ from fmnist_utils.data import load as load_data
 from fmnist_utils.models import Classifier
 from fmnist_utils.sources.files import file_sha256
 
+__all__ = ["Outliers", "TRAIN", "UNUSUAL", "VAL", "features", "load"]
+
 #: Images to estimate means and covariance on, and to calibrate on: few enough for VGG16 on a CPU.
 TRAIN, VAL = 2_000, 2_000
 #: Below this share of validation images that are as unusual, the page warns.

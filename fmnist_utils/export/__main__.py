@@ -4,12 +4,11 @@ import argparse
 import json
 from pathlib import Path
 
-from fmnist_utils import ROOT
+from fmnist_utils import ROOT, check_name
 from fmnist_utils.checkpoints import load_model
 from fmnist_utils.data import load, train_val_split
 from fmnist_utils.export import litert
 from fmnist_utils.export.onnx import export_litert, export_onnx, parity
-from fmnist_utils.models import check_name
 
 
 def main() -> None:

@@ -26,6 +26,8 @@ from fmnist_utils.export import litert
 from fmnist_utils.models import Classifier
 from fmnist_utils.sources.files import file_sha256
 
+__all__ = ["export_litert", "export_onnx", "load_onnx", "parity"]
+
 INPUT = (
     'Input "images": uint8 [{0}, 28, 28], rows from the top, 0 = black background, bright garment, like Fashion-MNIST; '
     'resizing and normalising are inside. Output "probabilities": float32 [{0}, 10], in the order of the labels.'

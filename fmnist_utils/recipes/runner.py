@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fmnist_utils import ROOT, pick, profile
+from fmnist_utils import ROOT, check_name, pick, profile
 from fmnist_utils.cache import CachedFeatures, cache_features
 from fmnist_utils.checkpoints import save_model
 from fmnist_utils.data import FashionMNIST, load, train_val_split
 from fmnist_utils.evaluate import measure, predict
-from fmnist_utils.models import Classifier, build_model, check_name, set_trainable
+from fmnist_utils.models import Classifier, build_model, set_trainable
 from fmnist_utils.recipes.table import IMAGES, RECIPES, leave_out, of_profile
 from fmnist_utils.results import save_result
 from fmnist_utils.scale.processes import from_first, is_first, rank_and_count

@@ -7,8 +7,7 @@ subset in ``cpu`` and ``smoke``.
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
-from fmnist_utils import pick
-from fmnist_utils.models import check_name
+from fmnist_utils import check_name, pick
 from fmnist_utils.preprocess import Augment
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fmnist_utils import ROOT
-from fmnist_utils.models import check_name
+from fmnist_utils import ROOT, check_name
 from fmnist_utils.results.schema import Result, records_in
 
 

@@ -77,7 +77,7 @@ def find_weights(name: str, weights: str | Path = "imagenet", *, download: bool 
     damaged, holds more than tensors, or was made for another network.
     """
     own = is_file_name(weights)
-    url = _URLS.get(name) or _default_weights(name).url
+    url = _URLS.get(name) or default_weights(name).url
     download = download and _digits(url).startswith(sha256[: len(_digits(url))])
     problems: list[str] = []
     for path, expected in _named(Path(weights)) if own else _published(name, url, download, problems):
@@ -104,7 +104,7 @@ def find_weights(name: str, weights: str | Path = "imagenet", *, download: bool 
     )
 
 
-def _default_weights(name: str):
+def default_weights(name: str):
     from torchvision.models import get_model_weights
 
     return get_model_weights(name).DEFAULT
