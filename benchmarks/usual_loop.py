@@ -1,34 +1,9 @@
-"""The usual notebook against ours: ten epochs of a head on a frozen network, from the CSV file to the test accuracy.
-
-``python benchmarks/usual_loop.py`` writes ``results/benchmarks/usual_loop-<profile>.json`` and the figure of the same
-name. The usual loop reads the CSV file with pandas, turns one image at a time into a normalised RGB tensor with PIL and
-torchvision in two worker processes, and runs the frozen backbone again in every epoch; :func:`usual` is that loop,
-written with care. :func:`ours` runs the backbone once and trains on what it put out. Both start from the same weights
-of the backbone and the head and see the same images in the same order under the same dropout masks; both validate after
-each epoch, keep the best epoch and are tested with it.
-
-``cases`` in the JSON holds one row per case, with what ``usual_`` and ``ours_`` took. ``total_seconds``: reading the
-CSV files and all epochs with their validation; for ours the one pass through the backbone (``pass_seconds``, reading
-included) and the training of the head. Apart from it: importing and building the network, ``warm_up_seconds`` (two
-images) and ``test_seconds``. ``epoch_seconds`` is the median. ``pipeline_images_per_second`` is the input pipeline
-alone, the start of the workers included; ``pipeline_steady_…`` counts from the first batch on. Every variant runs in a
-process of its own, for ``peak_memory_mb``; ``workers_peak_memory_mb`` is its largest worker, pages shared with the
-parent included. ``largest_val_loss_difference`` compares epoch by epoch: both differ in PIL's rounding of pixels to
-whole grey levels and in features kept as float16. One case runs once more with the frozen layers in int8. The last case
-sets the usual loop at 224 px against the default recipe ``vgg16-block3``, on the same images and, in
-``ours_equal_time_…``, on about as many as it gets through in the time that the usual loop took.
-
-What it shows: at equal image size both learn the same, and ours takes the time of about one epoch whatever their
-number; the default recipe is faster again, and can spend that time on many more images. With as few images as the
-``cpu`` profile has, accuracies are uncertain by several points; those of random weights say nothing about transfer.
-"""
+"""The usual notebook against ours: ten epochs of a head on a frozen network, from the CSV file to the test accuracy."""
 
 import functools
 import sys
 import tempfile
-import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context, set_start_method
+from multiprocessing import set_start_method
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -36,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from common import clock, in_fresh_process, options, record, splits, weights_of
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -43,12 +19,12 @@ from torchvision import transforms
 
 from fmnist_utils import pick
 from fmnist_utils.cache import cache_features
-from fmnist_utils.data import FashionMNIST, load, make_loader, read_csv, train_val_split, write_csv
+from fmnist_utils.data import make_loader, read_csv, write_csv
 from fmnist_utils.evaluate import predict, score
-from fmnist_utils.models import Classifier, WeightsUnavailable, build_model, find_weights
+from fmnist_utils.models import Classifier, build_model
 from fmnist_utils.plots import COLORS, use_style
 from fmnist_utils.recipes import RECIPES
-from fmnist_utils.results import peak_memory_mb, save_benchmark
+from fmnist_utils.results import peak_memory_mb
 from fmnist_utils.scale.engines import default_device
 from fmnist_utils.train import fit
 
@@ -71,9 +47,7 @@ EQUAL_IMAGES = pick(smoke=64, cpu=20_000, full=55_000)
 CALIBRATION = 64
 #: The input pipeline alone is timed on this many output pixels: a second or more of the faster one.
 PIPELINE_PIXELS = pick(smoke=200_000, cpu=80_000_000, full=400_000_000)
-
-
-# --------------------------------------------------------------------------------------------- the usual notebook
+PRELOAD = ("fmnist_utils.recipes", "fmnist_utils.plots", "accelerate", "openvino", "nncf")
 
 
 class CsvImages(Dataset):
@@ -110,21 +84,13 @@ def usual(settings: dict, folder: Path) -> dict:
     """Train and test as most notebooks do; returns what it took and reached."""
     device, model, measured = prepare(settings)
     backbone = model.backbone.to(device).eval()  # BatchNorm keeps its statistics
-    channels = model.head[2].in_features
-    head = nn.Sequential(
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, 10)
-    ).to(device)
+    hidden, output = nn.Linear(model.head[2].in_features, 256), nn.Linear(256, 10)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), hidden, nn.ReLU(), nn.Dropout(0.5), output).to(device)
     head.load_state_dict(model.head.state_dict())
     size, std = settings["image_size"], 1 / (255 * model.preprocess.scale.flatten())
     mean = -model.preprocess.offset.flatten() * std
-    transform = transforms.Compose(
-        [
-            transforms.Resize((size, size)),
-            transforms.Grayscale(3),
-            transforms.ToTensor(),
-            transforms.Normalize(mean.tolist(), std.tolist()),
-        ]
-    )
+    resize, normalize = transforms.Resize((size, size)), transforms.Normalize(mean.tolist(), std.tolist())
+    transform = transforms.Compose([resize, transforms.Grayscale(3), transforms.ToTensor(), normalize])
     began = clock()
     train, val = (CsvImages(folder / f"{split}.csv", transform) for split in ("train", "val"))
     loader = functools.partial(DataLoader, batch_size=BATCH, num_workers=WORKERS, pin_memory=device == "cuda")
@@ -161,9 +127,6 @@ def usual(settings: dict, folder: Path) -> dict:
     return measured | outcome(pd.DataFrame(rows), total, test_seconds, accuracy, rates)
 
 
-# ----------------------------------------------------------------------------------------------------------- ours
-
-
 def ours(settings: dict, folder: Path, training: dict, int8: bool = False) -> dict:
     """The same with features that are computed once; ``training`` holds arguments of :func:`fmnist_utils.train.fit`."""
     device, model, measured = prepare(settings)
@@ -171,7 +134,7 @@ def ours(settings: dict, folder: Path, training: dict, int8: bool = False) -> di
     train, val = (read_csv(folder / f"{split}.csv") for split in ("train", "val"))
     engine = {"engine": "openvino", "calibration": train.subset(min(len(train), CALIBRATION))} if int8 else {}
     features = [cache_features(model, data, **engine, verbose=False) for data in (train, val)]
-    passed = clock() - began
+    measured |= {"pass_seconds": clock() - began, "engine": features[0].report.engine}
     history = fit(model, *features, **training, progress=False)
     total = clock() - began
     tested = clock()
@@ -180,11 +143,7 @@ def ours(settings: dict, folder: Path, training: dict, int8: bool = False) -> di
     test_seconds = clock() - tested
     many = train.select(pipeline_indices(len(train), model.preprocess.image_size))
     rates = pipeline_rates(make_loader(many, BATCH), lambda images: model.preprocess(images.to(device)))
-    measured |= {"pass_seconds": passed, "engine": features[0].report.engine}
     return measured | outcome(history.reset_index(), total, test_seconds, accuracy, rates)
-
-
-# -------------------------------------------------------------------------------------------------------- measuring
 
 
 def prepare(settings: dict) -> tuple[str, Classifier, dict]:
@@ -195,13 +154,6 @@ def prepare(settings: dict) -> tuple[str, Classifier, dict]:
     with torch.no_grad():
         model.to(device)(torch.zeros(2, 28, 28, dtype=torch.uint8, device=device))
     return device, model, {"weights": model.weights, "warm_up_seconds": clock() - began}
-
-
-def clock() -> float:
-    """Seconds, once a GPU has done what it was asked to."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def pipeline_indices(count: int, image_size: int) -> list[int]:
@@ -222,13 +174,12 @@ def pipeline_rates(loader: DataLoader, work) -> tuple[float, float]:
 
 def outcome(history: pd.DataFrame, total: float, test_seconds: float, accuracy: float, rates: tuple) -> dict:
     """What both variants report, by the names of the JSON."""
-    best = history.val_accuracy[::-1].idxmax()  # the last of equally good epochs, as both keep it
     return {
         "total_seconds": total,
         "epoch_seconds": history.seconds.median(),
         "test_seconds": test_seconds,
         "test_accuracy": accuracy,
-        "best_epoch": int(best) + 1,
+        "best_epoch": int(history.val_accuracy[::-1].idxmax()) + 1,  # the last of equally good ones, as both keep it
         "val_losses": history.val_loss.tolist(),
         "pipeline_images_per_second": rates[0],
         "pipeline_steady_images_per_second": rates[1],
@@ -246,35 +197,14 @@ def workers_peak_memory_mb() -> float | None:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def in_fresh_process(variant, *arguments) -> dict:
-    """``variant(*arguments)`` in a process of its own, so that its peak memory is its own; the processes take turns."""
-    # Importing takes seconds. Where forking is safe, a server imports once and each process starts as its copy.
-    fork = sys.platform == "linux" and not torch.cuda.is_available()
-    context = get_context("forkserver" if fork else "spawn")
-    context.set_forkserver_preload(["fmnist_utils.recipes", "fmnist_utils.plots", "accelerate", "openvino", "nncf"])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(variant, *arguments).result()
+fresh = functools.partial(in_fresh_process, preload=PRELOAD)
 
 
-# ------------------------------------------------------------------------------------------------------------ cases
-
-
-@functools.cache
-def weights_of(name: str) -> dict:
-    """ImageNet weights, or random ones, just as frozen, where those cannot be had: arguments of ``build_model``."""
-    try:
-        find_weights(name)
-    except WeightsUnavailable as error:
-        print(error, "\nGoing on with random weights, on purpose: the time is the same, the accuracy is not.")
-        return {"weights": None, "trainable": "head"}
-    return {}
-
-
-def write_splits(folder: Path, splits: tuple[FashionMNIST, ...], images: tuple[int, ...]) -> Path:
+def write_splits(folder: Path, images: tuple[int, ...]) -> Path:
     """A new ``folder`` with CSV files of that many training, validation and test images, classes in proportion."""
     folder.mkdir()
-    for name, split, count in zip(("train", "val", "test"), splits, images, strict=True):
-        write_csv(split.subset(count), folder / f"{name}.csv")
+    for name, split in splits(**dict(zip(("train", "val", "test"), images, strict=True))).items():
+        write_csv(split, folder / f"{name}.csv")
     return folder
 
 
@@ -285,26 +215,24 @@ def compared(name: str, settings: dict, images: tuple, theirs: dict, own: dict) 
     for prefix, measured in (("usual", theirs), ("ours", own)):
         row |= {f"{prefix}_{key}": v for key, v in measured.items() if key not in ("weights", "val_losses")}
         row[f"{prefix}_last_val_loss"] = measured["val_losses"][-1]
-    row |= {
+    print(f"{name}: {theirs['total_seconds']:.1f} s, ours {own['total_seconds']:.1f} s", flush=True)
+    return row | {
         "speedup_total": theirs["total_seconds"] / own["total_seconds"],
         "speedup_pipeline": own["pipeline_images_per_second"] / theirs["pipeline_images_per_second"],
         "accuracy_difference_points": 100 * (own["test_accuracy"] - theirs["test_accuracy"]),
     }
-    print(f"{name}: {theirs['total_seconds']:.1f} s, ours {own['total_seconds']:.1f} s", flush=True)
-    return row
 
 
-def default_recipe(folder: Path, splits: tuple, images: tuple, theirs: dict) -> dict:
+def default_recipe(folder: Path, images: tuple, theirs: dict) -> dict:
     """What the usual loop measured (``theirs``) against the default recipe: on the same images, in the same time."""
     settings, training = RECIPES["vgg16-block3"]["model"] | weights_of("vgg16"), {"epochs": EPOCHS}
-    own = in_fresh_process(ours, settings, write_splits(folder / "same", splits, images), training)
-    row = compared("default_recipe", settings, images, theirs, own)
+    own = fresh(ours, settings, write_splits(folder / "same", images), training)
     seconds = min(theirs["total_seconds"], EQUAL_SECONDS)
     rate = sum(images) / (own["pass_seconds"] + own["test_seconds"])
     more = min(EQUAL_IMAGES, int(PASS_SHARE * seconds * rate / (1 + VAL_SHARE)))
-    many = (more, min(len(splits[1]), int(VAL_SHARE * more)), images[2])
-    longer = in_fresh_process(ours, settings, write_splits(folder / "more", splits, many), training)
-    return row | {
+    many = (more, min(5_000, int(VAL_SHARE * more)), images[2])
+    longer = fresh(ours, settings, write_splits(folder / "more", many), training)
+    return compared("default_recipe", settings, images, theirs, own) | {
         "usual_image_size": LARGE,
         "ours_equal_time_train_images": many[0],
         "ours_equal_time_val_images": many[1],
@@ -316,23 +244,20 @@ def default_recipe(folder: Path, splits: tuple, images: tuple, theirs: dict) -> 
 def measure(folder: Path) -> list[dict]:
     """One row per case; CSV files go to ``folder``."""
     same = {"batch_size": BATCH, "lr": LR, "optimizer": "adam", "weight_decay": 0.0, "schedule": "constant"}
-    splits = (*train_val_split(load("train")), load("test"))
-    rows, large = [], None
+    training, rows = {"epochs": EPOCHS, **same}, []
     for name, size, images in CASES:
         settings = {"name": name, "head": (0, 1, (256,), False), "image_size": size} | weights_of(name)
-        files = write_splits(folder / f"{name}-{size}", splits, images)
-        theirs = in_fresh_process(usual, settings, files)
-        own = in_fresh_process(ours, settings, files, {"epochs": EPOCHS, **same})
+        files = write_splits(folder / f"{name}-{size}", images)
+        theirs, own = fresh(usual, settings, files), fresh(ours, settings, files, training)
         row = compared(f"{NAMES[name]}, {size} px", settings, images, theirs, own)
         differences = [abs(a - b) for a, b in zip(theirs["val_losses"], own["val_losses"], strict=True)]
         rows.append(row | {"largest_val_loss_difference": max(differences)})
         if len(rows) == 1:  # once more with the frozen layers in int8, whose preparation counts
-            own = in_fresh_process(ours, settings, files, {"epochs": EPOCHS, **same}, True)
+            own = fresh(ours, settings, files, training, True)
             rows.append(compared(f"{row['case']}, int8", settings, images, theirs, own))
         if (name, size) == ("vgg16", LARGE):
             large = images, theirs
-    rows.append(default_recipe(folder, splits, *large))
-    return [{key: round(v, 5) if isinstance(v, float) else v for key, v in row.items()} for row in rows]
+    return [*rows, default_recipe(folder, *large)]
 
 
 def draw(rows: list[dict]) -> plt.Figure:
@@ -379,11 +304,12 @@ def row_label(row: dict) -> str:
 
 
 def main() -> None:
+    options(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder))
     first = rows[0]
     rates = {who: first["train_images"] * EPOCHS / first[f"{who}_total_seconds"] for who in ("ours", "usual")}
-    path = save_benchmark(
+    record(
         "usual_loop",
         setting=f"{first['case']}, 13 frozen convolutions ({first['weights']}), {first['train_images']:,} training "
         f"images, {EPOCHS} epochs, {first['val_images']:,} images for validation after each, batch {BATCH}, float32, "
@@ -394,7 +320,6 @@ def main() -> None:
         figure=draw(rows),
         cases=rows,
     )
-    print(path.read_text())
 
 
 if __name__ == "__main__":
