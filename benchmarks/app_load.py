@@ -107,22 +107,13 @@ def main() -> None:
         server.wait()
     p95 = {name: np.percentile(values, 95) for name, values in seen["times"].items()}
     alone, together = p95.values()
-    record(
-        "app_load",
-        setting=f"the app with the small CNN, 95% of {TOGETHER} photos from {CLIENTS} clients at once, against one",
-        ours=together,
-        reference=alone,
-        unit="ms",
-        errors=seen["errors"],
-        median_ms={name: median(values) for name, values in seen["times"].items()},
-        p95_ms=p95,
-        share_right=seen["right"] / (ALONE + TOGETHER - seen["errors"]),
-        prediction_ms=prediction_ms(images),
-        memory_mb=seen["memory"],
-        memory_both_models_mb=seen["both"],
-        start_up_seconds=start_up,
-        start_up_after_imports_seconds=float(ready[1]),
-    )
+    errors, right, memory, both = (seen[key] for key in ("errors", "right", "memory", "both"))
+    fields = {"median_ms": {name: median(values) for name, values in seen["times"].items()}, "p95_ms": p95}
+    fields |= {"memory_mb": memory, "memory_both_models_mb": both, "prediction_ms": prediction_ms(images)}
+    fields |= {"start_up_seconds": start_up, "start_up_after_imports_seconds": float(ready[1])}
+    fields |= {"errors": errors, "share_right": right / (ALONE + TOGETHER - errors)}
+    setting = f"the app with the small CNN, 95% of {TOGETHER} photos from {CLIENTS} clients at once, against one"
+    record("app_load", setting, together, alone, "ms", **fields)
 
 
 if __name__ == "__main__":

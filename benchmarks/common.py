@@ -97,9 +97,9 @@ def rounded(value):
     return float(f"{value:.5g}") if isinstance(value, float) and math.isfinite(value) else value
 
 
-def record(name: str, *, figure=None, **fields) -> None:
-    """Write the file of benchmark ``name``, and say what it found; ``fields`` as ``save_benchmark`` takes them."""
-    fields = rounded(fields)
-    path = save_benchmark(name, figure=figure, **fields)
-    print("{setting}: {ours:,} against {reference:,} {unit}".format(**fields))
+def record(name: str, setting: str, ours: float, reference: float, unit: str, *, figure=None, **fields) -> None:
+    """Write the file of benchmark ``name``, and say what it found; the arguments of ``save_benchmark``."""
+    headline = rounded({"setting": setting, "ours": ours, "reference": reference, "unit": unit})
+    path = save_benchmark(name, **headline, figure=figure, **rounded(fields))
+    print("{setting}: {ours:,} against {reference:,} {unit}".format(**headline))
     print("wrote", path.relative_to(ROOT).as_posix())

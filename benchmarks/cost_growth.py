@@ -3,7 +3,6 @@
 import sys
 import tempfile
 import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,15 +38,10 @@ def measure(images: int, image_size: int, epochs: int, cut_after: str) -> dict:
     fit(model, val, val, epochs=1, progress=False)  # the first step of an optimiser loads a part of torch
     train = cache_features(model, data.select(range(50, len(data))), verbose=False)
     history = fit(model, train, val, epochs=epochs, progress=False)
-    return {
-        "pass_seconds": train.report.seconds,
-        "training_seconds": history.seconds.sum(),
-        "cache_mb": train.report.bytes / 1e6,
-        "peak_memory_mb": round(peak_memory_mb()),
-        "gflop": images * summary(model).MFLOPs.drop(["head", "total"]).sum() / 1e3,
-        "engine": train.report.engine,
-        "weights": model.weights,
-    }
+    gflop = images * summary(model).MFLOPs.drop(["head", "total"]).sum() / 1e3
+    row = {"pass_seconds": train.report.seconds, "training_seconds": history.seconds.sum(), "gflop": gflop}
+    row |= {"cache_mb": train.report.bytes / 1e6, "peak_memory_mb": round(peak_memory_mb())}
+    return row | {"engine": train.report.engine, "weights": model.weights}
 
 
 def sweep() -> pd.DataFrame:
@@ -70,30 +64,24 @@ def growth(points: pd.DataFrame) -> dict[str, float]:
     """Slopes of straight lines: the pass by image, the epochs by image and epoch."""
     images, epochs = (points[points.sweep == name] for name in ("images", "epochs"))
     slope, start = np.polyfit(images.images, images.pass_seconds, 1)
-    per_epoch = np.polyfit(epochs.epochs * BASE["images"], epochs.training_seconds, 1)[0]
+    per_epoch = np.polyfit(epochs.epochs * IMAGES, epochs.training_seconds, 1)[0]
     names = ("pass_ms_per_image", "pass_start_seconds", "training_ms_per_image_and_epoch")
     return dict(zip(names, (1e3 * slope, start, 1e3 * per_epoch), strict=True))
 
 
-@contextmanager
-def peak_anonymous():
-    """A list whose entry is the most anonymous memory (in GB, Linux) seen so far, looked at five times a second."""
-    peak, done = [0.0], threading.Event()
+class PeakAnonymous(threading.Thread):
+    """Looks five times a second at the process's anonymous memory; ``gb`` is the most seen so far (Linux)."""
 
-    def watch() -> None:
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.gb, self.done = 0.0, threading.Event()
+
+    def run(self) -> None:
         finished = False
         while not finished:  # and once more at the end: a short pass may be over before the first look
-            finished = done.wait(0.2)
+            finished = self.done.wait(0.2)
             status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-            peak[0] = max(peak[0], int(status["RssAnon"].split()[0]) * 1024 / 1e9)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        thread.join()
+            self.gb = max(self.gb, int(status["RssAnon"].split()[0]) * 1024 / 1e9)
 
 
 def large(images: int, image_size: int) -> None:
@@ -108,30 +96,22 @@ def large(images: int, image_size: int) -> None:
     data = load("train").subset(images)
     disk = ROOT / "data" / "cache"  # the system's temporary folder may be in memory
     disk.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=disk) as folder, peak_anonymous() as peak:
+    with tempfile.TemporaryDirectory(dir=disk) as folder:
+        peak = PeakAnonymous()
+        peak.start()
         # fit() wants validation data; its accuracy is not reported.
         val = cache_features(model, data.subset(max(images // 100, 50)), border=border, folder=folder)
         train = cache_features(model, data, border=border, folder=folder)
         history = fit(model, train, val, epochs=1)
         report = train.report
         del train, val  # closes the files
-    record(
-        "cost_growth_large",
-        setting=f"ResNet50's stem at {image_size} px (random weights), {images:,} images cached in a file, 1 epoch",
-        ours=peak[0],
-        reference=LIMIT_GB,
-        unit="GB",
-        images=images,
-        image_size=image_size,
-        weights=model.weights,
-        engine=report.engine,
-        cache_gb=report.bytes / 1e9,
-        pass_seconds=report.seconds,
-        epoch_seconds=history.seconds.sum(),
-        peak_anonymous_gb=peak[0],
-        peak_resident_gb=peak_memory_mb() / 1e3,
-        data_limit_gb=LIMIT_GB,
-    )
+        peak.done.set()
+        peak.join()
+    fields = {"images": images, "image_size": image_size, "weights": model.weights, "engine": report.engine}
+    fields |= {"cache_gb": report.bytes / 1e9, "pass_seconds": report.seconds, "epoch_seconds": history.seconds.sum()}
+    fields |= {"peak_anonymous_gb": peak.gb, "peak_resident_gb": peak_memory_mb() / 1e3, "data_limit_gb": LIMIT_GB}
+    setting = f"ResNet50's stem at {image_size} px (random weights), {images:,} images cached in a file, 1 epoch"
+    record("cost_growth_large", setting, peak.gb, LIMIT_GB, "GB", **fields)
 
 
 def main() -> None:
@@ -139,16 +119,10 @@ def main() -> None:
         return large(LARGE_IMAGES, LARGE_PIXELS)
     points = sweep()
     largest = points[points.sweep == "image_size"].iloc[-1]
-    record(
-        "cost_growth",
-        setting=f"pass of {BASE['images']:,} images at {largest.image_size} px through VGG16 to {BASE['cut_after']}, "
-        f"measured against predicted from FLOPs ({profile()} profile)",
-        ours=largest.pass_seconds,
-        reference=largest.predicted_pass_seconds,
-        unit="s",
-        growth=growth(points),
-        points=points.to_dict("records"),
-    )
+    setting = f"pass of {IMAGES:,} images at {largest.image_size} px through VGG16 to {BASE['cut_after']}, measured "
+    setting += f"against predicted from FLOPs ({profile()} profile)"
+    fields = {"growth": growth(points), "points": points.to_dict("records")}
+    record("cost_growth", setting, largest.pass_seconds, largest.predicted_pass_seconds, "s", **fields)
 
 
 if __name__ == "__main__":

@@ -83,21 +83,15 @@ def table(name: str, test: FashionMNIST, calibration: FashionMNIST, python: Path
     """The rows of one model."""
     measured, labels = list(runs(name, test.images.numpy(), calibration, python)), test.labels.numpy()
     expected = measured[0][3]  # PyTorch eager
-    return [
-        {
-            "model": name,
-            "runtime": runtime,
-            "precision": precision,
-            "file_mb": megabytes,
-            "latency_ms": 1e3 * single,
-            "images_per_second": BATCH / many,
-            "accuracy": (probabilities.argmax(1) == labels).mean(),
-            "max_difference": np.abs(probabilities - expected).max(),
-            "same_class": (probabilities.argmax(1) == expected.argmax(1)).mean(),
-            "threads": THREADS,
-        }
-        for runtime, precision, megabytes, probabilities, single, many in measured
-    ]
+    rows = []
+    for runtime, precision, megabytes, probabilities, single, many in measured:
+        row = {"model": name, "runtime": runtime, "precision": precision, "file_mb": megabytes, "threads": THREADS}
+        row |= {"latency_ms": 1e3 * single, "images_per_second": BATCH / many}
+        row["accuracy"] = (probabilities.argmax(1) == labels).mean()
+        row["max_difference"] = np.abs(probabilities - expected).max()
+        row["same_class"] = (probabilities.argmax(1) == expected.argmax(1)).mean()
+        rows.append(row)
+    return rows
 
 
 def draw(rows: list[dict]) -> plt.Figure:
@@ -130,21 +124,11 @@ def main() -> None:
     calibration, test = splits(train=CALIBRATION, test=TEST).values()
     rows = [row for name in MODELS for row in table(name, test, calibration, python)]
     first = {row["runtime"]: row for row in rows if row["model"] == MODELS[0] and row["precision"] == "float32"}
-    record(
-        "exported_models",
-        setting=f"{MODELS[0]}, one image, float32, {THREADS} threads: ONNX Runtime against PyTorch eager",
-        ours=first["ONNX Runtime"]["latency_ms"],
-        reference=first["PyTorch eager"]["latency_ms"],
-        unit="ms",
-        figure=draw(rows),
-        test_images=TEST,
-        calibration_images=CALIBRATION,
-        batch=BATCH,
-        calls=CALLS,
-        packages=packages,
-        left_out=left_out,
-        rows=rows,
-    )
+    latencies = (first[runtime]["latency_ms"] for runtime in ("ONNX Runtime", "PyTorch eager"))
+    setting = f"{MODELS[0]}, one image, float32, {THREADS} threads: ONNX Runtime against PyTorch eager"
+    fields = {"test_images": TEST, "calibration_images": CALIBRATION, "batch": BATCH, "calls": CALLS, "rows": rows}
+    fields |= {"packages": packages, "left_out": left_out}
+    record("exported_models", setting, *latencies, "ms", figure=draw(rows), **fields)
 
 
 if __name__ == "__main__":

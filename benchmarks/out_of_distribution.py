@@ -110,9 +110,7 @@ def draw(reports: dict[str, pd.DataFrame]) -> plt.Figure:
         axis.axhline(len(CHOOSING), color="white", linewidth=3)
         axis.axhline(len(report), color="white", linewidth=3)
         axis.set_title(name)
-        axis.tick_params(axis="x", rotation=30)
-        for label in axis.get_xticklabels():
-            label.set_ha("right")
+        plt.setp(axis.get_xticklabels(), rotation=30, ha="right")
     figure.suptitle("Telling other pictures from garments: AUROC (above the first line: kinds that chose the score)")
     return figure
 
@@ -131,18 +129,12 @@ def main() -> None:
         chosen[name] = auroc(table, "validation", CHOOSING).mean()
         print(name, chosen[name].round(3).to_dict(), reports[name].round(3).to_string(), sep="\n")
     best = str(pd.DataFrame(chosen).mean(axis=1).idxmax())
-    record(
-        "out_of_distribution",
-        setting=f"{best} against {BASELINE}, mean over {len(MODELS)} models and {len(kinds)} kinds of other pictures",
-        ours=np.mean([report[best].mean() for report in reports.values()]),
-        reference=np.mean([report[BASELINE].mean() for report in reports.values()]),
-        unit="AUROC",
-        figure=draw(reports),
-        chosen_on=CHOOSING,
-        held_out=[kind for kind in kinds if kind not in CHOOSING],
-        choice={name: means.to_dict() for name, means in chosen.items()},
-        auroc={name: report.to_dict("index") for name, report in reports.items()},
-    )
+    ours, reference = (np.mean([report[name].mean() for report in reports.values()]) for name in (best, BASELINE))
+    setting = f"{best} against {BASELINE}, mean over {len(MODELS)} models and {len(kinds)} kinds of other pictures"
+    fields = {"chosen_on": CHOOSING, "held_out": [kind for kind in kinds if kind not in CHOOSING]}
+    fields["choice"] = {name: means.to_dict() for name, means in chosen.items()}
+    fields["auroc"] = {name: report.to_dict("index") for name, report in reports.items()}
+    record("out_of_distribution", setting, ours, reference, "AUROC", figure=draw(reports), **fields)
 
 
 if __name__ == "__main__":

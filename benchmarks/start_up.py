@@ -52,19 +52,15 @@ def main() -> None:
     runs = [seconds_by_step() for _ in range(PROCESSES)]
     times = {step: [run[step] for run in runs] for step in STEPS}
     middle = {step: median(seconds) for step, seconds in times.items()}
-    record(
-        "start_up",
-        setting=f"import fmnist_utils.data after torch, against import torch; fresh processes: {PROCESSES}, median",
-        ours=1e3 * middle["import fmnist_utils.data"],
-        reference=1e3 * middle["import torch"],
-        unit="ms",
-        measurements=[
-            {"name": step, "seconds": middle[step], "fastest": min(seconds), "slowest": max(seconds)}
-            for step, seconds in times.items()
-        ],
-        all_modules_beyond_torch=sum(middle[name] for name in IMPORTS) - middle["import torch"],
-        heaviest_imports=seconds_by_package(),
-    )
+    rows = [
+        {"name": step, "seconds": middle[step], "fastest": min(seconds), "slowest": max(seconds)}
+        for step, seconds in times.items()
+    ]
+    fields = {"measurements": rows, "heaviest_imports": seconds_by_package()}
+    fields["all_modules_beyond_torch"] = sum(middle[name] for name in IMPORTS) - middle["import torch"]
+    data, alone = (1e3 * middle[f"import {name}"] for name in ("fmnist_utils.data", "torch"))
+    setting = f"import fmnist_utils.data after torch, against import torch; fresh processes: {PROCESSES}, median"
+    record("start_up", setting, data, alone, "ms", **fields)
 
 
 if __name__ == "__main__":

@@ -130,18 +130,12 @@ def main() -> None:
     middle = pick(smoke=60, cpu=1_000, full=1_000)
     at = table[table.images == middle].set_index("way")["mean"]
     schedule = ("images", "epochs_features", "epochs_scratch", "batch")
-    record(
-        "training_images",
-        setting=f"VGG16 to block3, {BLOCK3['image_size']} px, against the small CNN, {middle:,} training images, "
-        f"{len(SEEDS)} seeds, {TEST:,} test images",
-        ours=100 * at["VGG16, ImageNet features"],
-        reference=100 * at["small CNN from scratch"],
-        unit="% correct",
-        figure=draw(table),
-        points=table.to_dict("records"),
-        trainings=rows.replace({np.nan: None}).to_dict("records"),
-        schedule=[dict(zip(schedule, row, strict=True)) for row in SCHEDULE],
-    )
+    setting = f"VGG16 to block3, {BLOCK3['image_size']} px, against the small CNN, {middle:,} training images, "
+    setting += f"{len(SEEDS)} seeds, {TEST:,} test images"
+    fields = {"points": table.to_dict("records"), "trainings": rows.replace({np.nan: None}).to_dict("records")}
+    fields["schedule"] = [dict(zip(schedule, row, strict=True)) for row in SCHEDULE]
+    accuracies = (100 * at[way] for way in ("VGG16, ImageNet features", "small CNN from scratch"))
+    record("training_images", setting, *accuracies, "% correct", figure=draw(table), **fields)
 
 
 if __name__ == "__main__":

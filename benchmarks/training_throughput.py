@@ -99,21 +99,11 @@ def measure(name: str, settings: dict, batch_size: int, batches: int) -> tuple[d
     waits = count_waits(epoch) if CUDA else (None, None)
     few = data.select(range(batch_size * min(PROFILED, batches)))
     operators = top_operators(lambda: epoch(few))
-    row = {
-        "model": name,
-        "backbone": settings["name"],
-        "weights": plain.weights,
-        "image_size": plain.config["image_size"],
-        "batch_size": batch_size,
-        "batches": batches,
-        "images_per_second": ours,
-        "constant_batch_images_per_second": reference,
-        "share": ours / reference,
-        "waits_in_epoch": waits[0],
-        "waits_at_end": waits[1],
-        "warm_up_seconds": warm_up["ours"],
-        "constant_batch_warm_up_seconds": warm_up["constant batch"],
-    }
+    row = {"model": name, "backbone": settings["name"], "weights": plain.weights, "batches": batches}
+    row |= {"image_size": plain.config["image_size"], "batch_size": batch_size, "share": ours / reference}
+    row |= {"images_per_second": ours, "constant_batch_images_per_second": reference}
+    row |= {"waits_in_epoch": waits[0], "waits_at_end": waits[1], "warm_up_seconds": warm_up["ours"]}
+    row["constant_batch_warm_up_seconds"] = warm_up["constant batch"]
     print(row, flush=True)
     epochs = [{"model": name, "way": way, "images_per_second": rate} for way in works for rate in rates[way]]
     return row, epochs, [{"model": name, **operator} for operator in operators]
@@ -141,19 +131,12 @@ def main() -> None:
     torch.manual_seed(0)
     rows, epochs, operators = zip(*(measure(name, *settings) for name, settings in MODELS.items()), strict=True)
     worst = min(rows, key=lambda row: row["share"])
-    record(
-        "training_throughput",
-        setting=f"the training loop against one constant batch; the model with the smaller share, {worst['model']}, "
-        f"{worst['image_size']} px, batch {worst['batch_size']}",
-        ours=worst["images_per_second"],
-        reference=worst["constant_batch_images_per_second"],
-        unit="images/s",
-        precision=str(half_precision("cuda") if CUDA else torch.float32).removeprefix("torch."),
-        compiled=CUDA,
-        models=rows,
-        epochs=sum(epochs, []),
-        operators=sum(operators, []),
-    )
+    setting = f"the training loop against one constant batch; the model with the smaller share, {worst['model']}, "
+    setting += f"{worst['image_size']} px, batch {worst['batch_size']}"
+    precision = str(half_precision("cuda") if CUDA else torch.float32).removeprefix("torch.")
+    fields = {"models": rows, "epochs": sum(epochs, []), "operators": sum(operators, [])}
+    measured = worst["images_per_second"], worst["constant_batch_images_per_second"]
+    record("training_throughput", setting, *measured, "images/s", precision=precision, compiled=CUDA, **fields)
 
 
 if __name__ == "__main__":

@@ -30,21 +30,25 @@ from fmnist_utils.train import fit
 
 BATCH, LR, WORKERS = 32, 1e-3, 2
 EPOCHS = pick(smoke=2, cpu=10, full=10)
-LARGE = pick(smoke=40, cpu=224, full=224)
+SMALL, LARGE = pick(smoke=(32, 40), cpu=(64, 224), full=(64, 224))
 #: Backbone, side in pixels, and images for training, validation and test: on a CPU what half an hour allows for all.
+ALL_IMAGES = (55_000, 5_000, 10_000)
 CASES = [
-    ("vgg16", 64, pick(smoke=(32, 4, 4), cpu=(2_000, 100, 1_000), full=(55_000, 5_000, 10_000))),
-    ("vgg16", LARGE, pick(smoke=(32, 4, 4), cpu=(48, 16, 200), full=(55_000, 5_000, 10_000))),
-    ("resnet50", 64, pick(smoke=(32, 4, 4), cpu=(300, 100, 200), full=(55_000, 5_000, 10_000))),
-    ("resnet50", LARGE, pick(smoke=(32, 4, 4), cpu=(32, 16, 50), full=(55_000, 5_000, 10_000))),
-]
+    (name, size, pick(smoke=(32, 4, 4), cpu=images, full=ALL_IMAGES))
+    for name, size, images in (
+        ("vgg16", SMALL, (2_000, 100, 1_000)),
+        ("vgg16", LARGE, (48, 16, 200)),
+        ("resnet50", SMALL, (300, 100, 200)),
+        ("resnet50", LARGE, (32, 16, 50)),
+    )
+][: pick(smoke=3, cpu=4, full=4)]
 NAMES = {"vgg16": "VGG16", "resnet50": "ResNet50"}
 #: The equal-time run: its longest time in seconds, the part of it planned for the pass through the backbone (the head
 #: takes the rest), validation images per training image, and most training images.
 EQUAL_SECONDS, PASS_SHARE, VAL_SHARE = 180, 0.8, 0.1
 EQUAL_IMAGES = pick(smoke=64, cpu=20_000, full=55_000)
 #: Images that set the ranges of int8.
-CALIBRATION = 64
+CALIBRATION = pick(smoke=4, cpu=64, full=64)
 #: The input pipeline alone is timed on this many output pixels: a second or more of the faster one.
 PIPELINE_PIXELS = pick(smoke=200_000, cpu=80_000_000, full=400_000_000)
 PRELOAD = ("fmnist_utils.recipes", "fmnist_utils.plots", "accelerate", "openvino", "nncf")
@@ -174,17 +178,11 @@ def pipeline_rates(loader: DataLoader, work) -> tuple[float, float]:
 
 def outcome(history: pd.DataFrame, total: float, test_seconds: float, accuracy: float, rates: tuple) -> dict:
     """What both variants report, by the names of the JSON."""
-    return {
-        "total_seconds": total,
-        "epoch_seconds": history.seconds.median(),
-        "test_seconds": test_seconds,
-        "test_accuracy": accuracy,
-        "best_epoch": int(history.val_accuracy[::-1].idxmax()) + 1,  # the last of equally good ones, as both keep it
-        "val_losses": history.val_loss.tolist(),
-        "pipeline_images_per_second": rates[0],
-        "pipeline_steady_images_per_second": rates[1],
-        "peak_memory_mb": peak_memory_mb(),
-    }
+    best = int(history.val_accuracy[::-1].idxmax()) + 1  # the last of equally good epochs, as both keep it
+    row = {"total_seconds": total, "epoch_seconds": history.seconds.median(), "test_seconds": test_seconds}
+    row |= {"test_accuracy": accuracy, "best_epoch": best, "val_losses": history.val_loss.tolist()}
+    row |= {"pipeline_images_per_second": rates[0], "pipeline_steady_images_per_second": rates[1]}
+    return row | {"peak_memory_mb": peak_memory_mb()}
 
 
 def workers_peak_memory_mb() -> float | None:
@@ -308,18 +306,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder))
     first = rows[0]
-    rates = {who: first["train_images"] * EPOCHS / first[f"{who}_total_seconds"] for who in ("ours", "usual")}
-    record(
-        "usual_loop",
-        setting=f"{first['case']}, 13 frozen convolutions ({first['weights']}), {first['train_images']:,} training "
-        f"images, {EPOCHS} epochs, {first['val_images']:,} images for validation after each, batch {BATCH}, float32, "
-        f"usual loop with {WORKERS} workers",
-        ours=rates["ours"],
-        reference=rates["usual"],
-        unit="images·epochs/s",
-        figure=draw(rows),
-        cases=rows,
+    rates = (first["train_images"] * EPOCHS / first[f"{who}_total_seconds"] for who in ("ours", "usual"))
+    setting = (
+        f"{first['case']}, 13 frozen convolutions ({first['weights']}), {first['train_images']:,} training images, "
+        f"{EPOCHS} epochs, {first['val_images']:,} images for validation after each, batch {BATCH}, float32, "
+        f"usual loop with {WORKERS} workers"
     )
+    record("usual_loop", setting, *rates, "images·epochs/s", figure=draw(rows), cases=rows)
 
 
 if __name__ == "__main__":
