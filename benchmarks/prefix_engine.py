@@ -14,9 +14,14 @@ from fmnist_utils.scale.engines import compile_frozen, openvino_frozen
 from fmnist_utils.train import fit
 
 SECONDS = pick(smoke=0.05, cpu=6.0, full=6.0)
-NETWORKS = [("vgg16", "block3", 56, 32), ("resnet50", "layer4", 224, 8)][: pick(smoke=1, cpu=2, full=2)]
+#: Backbone, where it is cut, side in pixels, batch size. The first is the one whose accuracy is compared.
+NETWORKS = pick(
+    smoke=[("vgg16", "block2", 28, 4)],
+    cpu=[("vgg16", "block3", 56, 32), ("resnet50", "layer4", 224, 8)],
+    full=[("vgg16", "block3", 56, 32), ("resnet50", "layer4", 224, 8)],
+)
 TRAIN, VAL, TEST = pick(smoke=(100, 50, 50), cpu=(3_000, 500, 5_000), full=(55_000, 5_000, 10_000))
-CALIBRATION = pick(smoke=32, cpu=320, full=320)
+CALIBRATION = pick(smoke=4, cpu=320, full=320)
 #: Side of the square matrices, and numbers that are copied: more than any cache holds.
 SQUARE, COPIED = pick(smoke=(512, 4_000_000), cpu=(2048, 64_000_000), full=(2048, 64_000_000))
 
@@ -83,7 +88,7 @@ def engines(name: str, cut_after: str, size: int, batch: int, rates: dict[str, f
 
 def accuracy() -> dict[str, float]:
     """Test accuracy of a head on VGG16's features in float32 and in int8, same images, seed and epochs."""
-    images = splits(train=TRAIN, val=VAL, test=TEST)
+    (network, cut_after, size, _), images = NETWORKS[0], splits(train=TRAIN, val=VAL, test=TEST)
     variants = {"float32": {}, "int8": {"engine": "openvino", "calibration": images["train"].subset(CALIBRATION)}}
     found, correct = {"train_images": TRAIN, "test_images": TEST}, {}
 
@@ -93,7 +98,7 @@ def accuracy() -> dict[str, float]:
         found[f"{name}_accuracy"] = score(probabilities, images["test"].labels)["accuracy"]
 
     for name, settings in variants.items():
-        model = build_model("vgg16", cut_after="block3", head="pooled", image_size=56)
+        model = build_model(network, cut_after=cut_after, head="pooled", image_size=size)
         features = {k: cache_features(model, v, **settings, verbose=False) for k, v in images.items()}
         fit(model, features["train"], features["val"], epochs=10, progress=False)
         tested(name, model, features["test"])
