@@ -39,14 +39,17 @@ def clock() -> float:
     return time.perf_counter()
 
 
+def timed(work: Callable, *arguments) -> tuple:
+    """(what ``work(*arguments)`` returns, its seconds)."""
+    began = clock()
+    output = work(*arguments)
+    return output, clock() - began
+
+
 def each(work: Callable, inputs: Iterable) -> tuple[list, list[float]]:
     """(what ``work`` returns for each input, seconds of each call)."""
-    outputs, seconds = [], []
-    for one in inputs:
-        began = clock()
-        outputs.append(work(one))
-        seconds.append(clock() - began)
-    return outputs, seconds
+    calls = [timed(work, one) for one in inputs]
+    return [output for output, _ in calls], [seconds for _, seconds in calls]
 
 
 def per_second(work: Callable[[], object], seconds: float) -> float:

@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from common import each, options, per_second, record, splits, weights_of
+from common import options, per_second, record, splits, timed, weights_of
 from torch import Tensor, nn
 
 from fmnist_utils import pick
@@ -73,7 +73,7 @@ def engines(name: str, cut_after: str, size: int, batch: int, rates: dict[str, f
         "OpenVINO, int8": lambda: partial(openvino_frozen(layers, size, batches), x),
     }
     for engine, prepare in works.items():
-        (work,), (seconds,) = each(lambda make: make(), [prepare])
+        work, seconds = timed(prepare)
         found[engine] = (per_second(work, SECONDS), seconds)
     same = {"network": f"{name} to {cut_after}, {size} px", "weights": model.weights, "batch": batch}
     same |= {"gflop_per_image": flops / 1e9, "megabytes_per_image": moved / 1e6, "limit_images_per_second": 1 / limit}

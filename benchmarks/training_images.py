@@ -80,7 +80,10 @@ def train_once(way: str, inputs: dict, images: int, seed: int) -> dict:
 def points(way: str) -> list[dict]:
     """All trainings of one way; those already in ``FOLDER`` are read."""
     inputs = splits(train=max(IMAGES), val=min(5_000, max(IMAGES)), test=TEST)
-    cached, rows = WAYS[way]["trainable"] != "head", []
+    if WAYS[way]["trainable"] == "head":
+        model = build_model(**WAYS[way])
+        inputs = {k: cache_features(model, v, folder=FOLDER) for k, v in inputs.items()}
+    rows = []
     for images in IMAGES:
         if way == "small CNN from scratch" and images == 55_000:  # the recipe itself, as it was recorded
             recipe = json.loads((ROOT / "results" / "small-cnn-full.json").read_text(encoding="utf-8"))
@@ -91,9 +94,6 @@ def points(way: str) -> list[dict]:
         for seed in FEWER_SEEDS.get((way, images), SEEDS):
             file = FOLDER / f"{way}, {images} images, seed {seed}.json"
             if not file.is_file():
-                if not cached:
-                    model = build_model(**WAYS[way])
-                    inputs, cached = {k: cache_features(model, v, folder=FOLDER) for k, v in inputs.items()}, True
                 row = train_once(way, inputs, images, seed)
                 print(row, flush=True)
                 file.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from statistics import median
 
 import torch
 from accelerate import Accelerator
-from common import each, options, record, splits
+from common import options, record, splits, timed
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -30,11 +30,6 @@ REPEATS = pick(smoke=2, cpu=5, full=7)
 PROFILED = pick(smoke=2, cpu=10, full=20)
 
 
-def seconds_of(work) -> float:
-    """Seconds until the device has finished ``work``."""
-    return each(lambda run: run(), [work])[1][0]
-
-
 def prepare(settings: dict):
     """(plain model, prepared model, prepared optimizer, scheduler, accelerator), as fit makes them."""
     backend = "inductor" if CUDA else "no"
@@ -50,7 +45,7 @@ def top_operators(work, count: int = 8) -> list[dict]:
     """The operators (on a GPU: kernels) in which most of the time of ``work`` passes, with their shares."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]
     with profile(activities=activities) as profiler:
-        seconds_of(work)
+        timed(work)
     if CUDA:
         events = [event for event in profiler.key_averages() if event.device_type == DeviceType.CUDA]
         times = {e.key: e.self_device_time_total for e in events if not getattr(e, "is_user_annotation", False)}
@@ -90,11 +85,11 @@ def measure(name: str, settings: dict, batch_size: int, batches: int) -> tuple[d
 
     plain, constant = constant_batch(settings, data.select(range(batch_size)), batches)
     works = {"ours": epoch, "constant batch": constant}
-    warm_up = {way: seconds_of(work) for way, work in works.items()}
+    warm_up = {way: timed(work)[1] for way, work in works.items()}
     rates: dict[str, list[float]] = {way: [] for way in works}
     for _ in range(REPEATS):
         for way, work in works.items():
-            rates[way].append(batch_size * batches / seconds_of(work))
+            rates[way].append(batch_size * batches / timed(work)[1])
     ours, reference = map(median, rates.values())
     waits = count_waits(epoch) if CUDA else (None, None)
     few = data.select(range(batch_size * min(PROFILED, batches)))
