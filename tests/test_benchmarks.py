@@ -97,8 +97,9 @@ def check_usual_loop(found: dict) -> None:
     cases = pd.DataFrame(found["cases"]).set_index("case")
     assert len(cases) == 5
     assert cases.weights[cases.model == "vgg16"].str.startswith("imagenet:").all()
-    # Same images, order, initial values and dropout: what differs is rounding.
-    assert cases.largest_val_loss_difference.dropna().max() < 0.3
+    # Same images, order, initial values and dropout: what differs is rounding, of losses near 200 for maps that no
+    # deeper block has scaled down.
+    assert (cases.largest_val_loss_difference / cases.usual_last_val_loss).dropna().max() < 0.02
     ratio = cases.usual_total_seconds / cases.ours_total_seconds
     np.testing.assert_allclose(cases.speedup_total, ratio, rtol=1e-3)
 
