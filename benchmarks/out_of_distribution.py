@@ -1,12 +1,4 @@
-"""Which score tells garments from other pictures? Five scores, two shipped models, seven kinds of other pictures.
-
-``python benchmarks/out_of_distribution.py`` writes ``results/benchmarks/out_of_distribution-<profile>.json`` and the
-figure of the same name: the AUROC, the probability that a picture of the other kind scores as more unusual than a test
-image of Fashion-MNIST (0.5: chance). Scores: 1 - maximum softmax probability (Hendrycks and Gimpel, 2017), energy (Liu
-et al., 2020, arXiv:2010.03759), Mahalanobis distance (Lee et al., 2018, arXiv:1807.03888), distance to the 10th nearest
-training image on the unit sphere (Sun et al., 2022, arXiv:2204.06507), and the residual of a PCA of the pixels. The
-score is chosen on ``CHOOSING`` kinds against validation images; test images and the other kinds only report.
-"""
+"""Which score tells garments from other pictures? Five scores, two shipped models, seven kinds of other pictures."""
 
 from pathlib import Path
 
@@ -16,6 +8,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from common import options, record, splits
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.decomposition import PCA
@@ -25,11 +18,10 @@ from torch import Tensor
 
 from fmnist_utils import ROOT, pick
 from fmnist_utils.checkpoints import load_model
-from fmnist_utils.data import FashionMNIST, load, train_val_split
+from fmnist_utils.data import FashionMNIST, train_val_split
 from fmnist_utils.explain.outliers import TRAIN, VAL, Outliers, features
 from fmnist_utils.models import Classifier
 from fmnist_utils.plots import use_style
-from fmnist_utils.results import save_benchmark
 
 MODELS = ("small-cnn", "vgg16-block3-two-views")[: pick(smoke=1, cpu=2, full=2)]
 TRAIN, VAL = pick(smoke=(300, 200), cpu=(TRAIN, VAL), full=(TRAIN, VAL))
@@ -119,40 +111,31 @@ def draw(reports: dict[str, pd.DataFrame]) -> plt.Figure:
         axis.axhline(len(CHOOSING), color="white", linewidth=3)
         axis.axhline(len(report), color="white", linewidth=3)
         axis.set_title(name)
-        axis.tick_params(axis="x", rotation=30)
-        for label in axis.get_xticklabels():
-            label.set_ha("right")
+        plt.setp(axis.get_xticklabels(), rotation=30, ha="right")
     figure.suptitle("Telling other pictures from garments: AUROC (above the first line: kinds that chose the score)")
     return figure
 
 
 def main() -> None:
-    train, val = train_val_split(load("train"))
+    options(__doc__)
+    images = splits(train=TRAIN, val=5_000, test=TEST)
     # Garments that are turned, shuffled or inverted are none that a detector is fitted or calibrated on.
-    spare, val = train_val_split(val, VAL)
-    train, garments = train.subset(TRAIN), spare.subset(OTHERS).images
-    sets = {"test": load("test").subset(TEST).images, "validation": val.images} | others(garments)
+    spare, val = train_val_split(images["val"], VAL)
+    sets = {"test": images["test"].images, "validation": val.images} | others(spare.subset(OTHERS).images)
     kinds = list(sets)[2:]
     reports, chosen = {}, {}
     for name in MODELS:
-        table = scores(load_model(ROOT / "data" / "models" / name), train, val, sets)
+        table = scores(load_model(ROOT / "data" / "models" / name), images["train"], val, sets)
         reports[name] = auroc(table, "test", kinds)
         chosen[name] = auroc(table, "validation", CHOOSING).mean()
         print(name, chosen[name].round(3).to_dict(), reports[name].round(3).to_string(), sep="\n")
     best = str(pd.DataFrame(chosen).mean(axis=1).idxmax())
-    path = save_benchmark(
-        "out_of_distribution",
-        setting=f"{best} against {BASELINE}, mean over {len(MODELS)} models and {len(kinds)} kinds of other pictures",
-        ours=float(np.mean([report[best].mean() for report in reports.values()])),
-        reference=float(np.mean([report[BASELINE].mean() for report in reports.values()])),
-        unit="AUROC",
-        figure=draw(reports),
-        chosen_on=list(CHOOSING),
-        held_out=[kind for kind in kinds if kind not in CHOOSING],
-        choice={name: means.round(4).to_dict() for name, means in chosen.items()},
-        auroc={name: report.round(4).to_dict("index") for name, report in reports.items()},
-    )
-    print(path)
+    ours, reference = (np.mean([report[name].mean() for report in reports.values()]) for name in (best, BASELINE))
+    setting = f"{best} against {BASELINE}, mean over {len(MODELS)} models and {len(kinds)} kinds of other pictures"
+    fields = {"chosen_on": CHOOSING, "held_out": [kind for kind in kinds if kind not in CHOOSING]}
+    fields["choice"] = {name: means.to_dict() for name, means in chosen.items()}
+    fields["auroc"] = {name: report.to_dict("index") for name, report in reports.items()}
+    record("out_of_distribution", setting, ours, reference, "AUROC", figure=draw(reports), **fields)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,22 @@
-"""How much data does transfer save? Test accuracy against the number of training images, three ways.
+"""How much data does transfer save? Test accuracy against the number of training images, three ways."""
 
-``FMNIST_PROFILE=full python benchmarks/training_images.py`` writes ``results/benchmarks/training_images-full.json`` and
-the figure of the same name. A head learns on the frozen features of VGG16 up to block3, once with ImageNet weights and
-once with random ones (one network for all seeds; the head and the images differ), and the small CNN of the course
-learns from scratch, with mirrored images, as in its recipe. Every number of images is drawn anew per seed, in equal
-shares of the classes. The best epoch is chosen on as many validation images as there are training images (at most
-5,000), and each model is tested once.
-
-Finished trainings are kept in ``data/cache/training_images-<profile>``, so an interrupted run goes on, and ``--only``
-lets two processes share the work. With all 55,000 images the small CNN is the recipe ``small-cnn`` itself, whose
-recorded seeds are taken from ``results/small-cnn-full.json``.
-"""
-
-import argparse
 import json
-import time
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from common import clock, options, record, splits
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from sklearn.model_selection import train_test_split
 
 from fmnist_utils import ROOT, pick, profile
 from fmnist_utils.cache import CachedFeatures, cache_features
-from fmnist_utils.data import load, replacing, train_val_split
+from fmnist_utils.data import replacing
 from fmnist_utils.evaluate import predict, score
 from fmnist_utils.models import build_model
 from fmnist_utils.plots import COLORS, use_style
 from fmnist_utils.recipes import RECIPES
-from fmnist_utils.results import save_benchmark
 from fmnist_utils.train import fit
 
 IMAGES = pick(smoke=(20, 60), cpu=(100, 300, 1_000), full=(100, 300, 1_000, 3_000, 10_000, 30_000, 55_000))
@@ -71,59 +57,50 @@ def drawn(labels: torch.Tensor, images: int, seed: int) -> np.ndarray:
     return np.sort(train_test_split(rows, train_size=images, stratify=labels, random_state=seed)[0])
 
 
-def train_once(way: str, settings: dict, splits: dict, images: int, seed: int) -> dict:
+def train_once(way: str, inputs: dict, images: int, seed: int) -> dict:
     """One training with ``images`` images, and its test."""
     features, scratch, batch_size = next(row[1:] for row in SCHEDULE if images <= row[0])
-    frozen = settings["trainable"] == "head"
-    options = {"epochs": features, "lr": 1e-3} if frozen else {"epochs": scratch, **SCRATCH}
-    began = time.perf_counter()
-    model = build_model(**settings, seed=seed if not frozen else 0)
+    frozen = WAYS[way]["trainable"] == "head"
+    training = {"epochs": features, "lr": 1e-3} if frozen else {"epochs": scratch, **SCRATCH}
+    began = clock()
+    model = build_model(**WAYS[way], seed=seed if not frozen else 0)
     if frozen and seed:  # the same frozen layers, another head
         torch.manual_seed(seed)
         for layer in model.head:
             if hasattr(layer, "reset_parameters"):
                 layer.reset_parameters()
-    train = some(splits["train"], drawn(splits["train"].labels, images, seed))
-    val = some(splits["val"], drawn(splits["val"].labels, min(images, len(splits["val"])), seed))
-    fit(model, train, val, batch_size=batch_size, seed=seed, progress=False, **options)
-    seconds = time.perf_counter() - began
-    probabilities = predict(model, splits["test"], flip=not frozen)
-    return {
-        "way": way,
-        "weights": model.weights,
-        "images": images,
-        "seed": seed,
-        "test_accuracy": score(probabilities, splits["test"].labels)["accuracy"],
-        "seconds": round(seconds, 1),
-    }
+    train, val = (some(inputs[k], drawn(inputs[k].labels, images, seed)) for k in ("train", "val"))
+    fit(model, train, val, batch_size=batch_size, seed=seed, progress=False, **training)
+    seconds = clock() - began
+    accuracy = score(predict(model, inputs["test"], flip=not frozen), inputs["test"].labels)["accuracy"]
+    row = {"way": way, "weights": model.weights, "images": images, "seed": seed}
+    return row | {"test_accuracy": accuracy, "seconds": seconds}
 
 
-def points(way: str, settings: dict) -> list[dict]:
+def points(way: str) -> list[dict]:
     """All trainings of one way; those already in ``FOLDER`` are read."""
-    train, val = train_val_split(load("train"))
-    splits = {"train": train.subset(max(IMAGES)), "val": val.subset(min(5_000, max(IMAGES)))}
-    splits["test"] = load("test").subset(TEST)
-    cached, found = False, []
+    inputs = splits(train=max(IMAGES), val=min(5_000, max(IMAGES)), test=TEST)
+    if WAYS[way]["trainable"] == "head":
+        model = build_model(**WAYS[way])
+        inputs = {k: cache_features(model, v, folder=FOLDER) for k, v in inputs.items()}
+    rows = []
     for images in IMAGES:
-        if profile() == "full" and way == "small CNN from scratch" and images == len(train):
-            recorded = json.loads((ROOT / "results" / "small-cnn-full.json").read_text(encoding="utf-8"))
-            for seed, accuracy in zip(recorded["seeds"], recorded["per_seed"]["test_accuracy"], strict=True):
-                row = {"way": way, "weights": recorded["weights"], "images": images, "seed": seed}
-                found.append(row | {"test_accuracy": accuracy, "from": "small-cnn-full.json"})
+        if way == "small CNN from scratch" and images == 55_000:  # the recipe itself, as it was recorded
+            recipe = json.loads((ROOT / "results" / "small-cnn-full.json").read_text(encoding="utf-8"))
+            for seed, accuracy in zip(recipe["seeds"], recipe["per_seed"]["test_accuracy"], strict=True):
+                row = {"way": way, "weights": recipe["weights"], "images": images, "seed": seed}
+                rows.append(row | {"test_accuracy": accuracy, "from": "small-cnn-full.json"})
             continue
         for seed in FEWER_SEEDS.get((way, images), SEEDS):
             file = FOLDER / f"{way}, {images} images, seed {seed}.json"
             if not file.is_file():
-                if settings["trainable"] == "head" and not cached:
-                    model = build_model(**settings)
-                    splits, cached = {k: cache_features(model, v, folder=FOLDER) for k, v in splits.items()}, True
-                row = train_once(way, settings, splits, images, seed)
+                row = train_once(way, inputs, images, seed)
                 print(row, flush=True)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(file) as part:
                     part.write_text(json.dumps(row))
-            found.append(json.loads(file.read_text()))
-    return found
+            rows.append(json.loads(file.read_text()))
+    return rows
 
 
 def draw(table: pd.DataFrame):
@@ -132,8 +109,7 @@ def draw(table: pd.DataFrame):
     figure, axis = plt.subplots(figsize=(8.2, 4.8))
     looks = zip((COLORS["accent"], COLORS["muted"], COLORS["train"]), ("o", "s", "^"), strict=True)
     for way, (color, marker) in zip(WAYS, looks, strict=True):
-        rows = table[table.way == way]
-        look = {"color": color, "marker": marker, "ms": 6, "lw": 2}
+        rows, look = table[table.way == way], {"color": color, "marker": marker, "ms": 6, "lw": 2}
         axis.errorbar(rows.images, rows["mean"], rows.sd, capsize=4, **look)
         axis.plot([], [], label=way, **look)  # a legend without error bars
     axis.set(xscale="log", xlabel="training images (log scale)", ylabel="test accuracy")
@@ -147,32 +123,19 @@ def draw(table: pd.DataFrame):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=WAYS, help="compute this way's trainings and stop, without a result")
-    only = parser.parse_args().only
-    if only:
-        points(only, WAYS[only])
-        return
-    rows = pd.DataFrame([row for way, settings in WAYS.items() for row in points(way, settings)])
+    options(__doc__)
+    rows = pd.DataFrame([row for way in WAYS for row in points(way)])
     table = rows.groupby(["way", "weights", "images"], sort=False).test_accuracy.agg(["mean", "std", "count"])
     table = table.rename(columns={"std": "sd", "count": "seeds"}).reset_index()
     middle = pick(smoke=60, cpu=1_000, full=1_000)
     at = table[table.images == middle].set_index("way")["mean"]
-    path = save_benchmark(
-        "training_images",
-        setting=f"VGG16 to block3, {BLOCK3['image_size']} px, against the small CNN, {middle:,} training images, "
-        f"{len(SEEDS)} seeds, {TEST:,} test images",
-        ours=100 * at["VGG16, ImageNet features"],
-        reference=100 * at["small CNN from scratch"],
-        unit="% correct",
-        figure=draw(table),
-        points=table.round(5).to_dict("records"),
-        trainings=rows.replace({np.nan: None}).to_dict("records"),
-        schedule=[
-            dict(zip(("images", "epochs_features", "epochs_scratch", "batch"), row, strict=True)) for row in SCHEDULE
-        ],
-    )
-    print(table.to_string(index=False), f"\nwrote {path.relative_to(ROOT)}")
+    schedule = ("images", "epochs_features", "epochs_scratch", "batch")
+    setting = f"VGG16 to block3, {BLOCK3['image_size']} px, against the small CNN, {middle:,} training images, "
+    setting += f"{len(SEEDS)} seeds, {TEST:,} test images"
+    fields = {"points": table.to_dict("records"), "trainings": rows.replace({np.nan: None}).to_dict("records")}
+    fields["schedule"] = [dict(zip(schedule, row, strict=True)) for row in SCHEDULE]
+    accuracies = (100 * at[way] for way in ("VGG16, ImageNet features", "small CNN from scratch"))
+    record("training_images", setting, *accuracies, "% correct", figure=draw(table), **fields)
 
 
 if __name__ == "__main__":

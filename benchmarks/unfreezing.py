@@ -17,15 +17,14 @@ import time
 
 import matplotlib.pyplot as plt
 import numpy as np
+from common import options, record, splits
 from matplotlib.ticker import PercentFormatter
 
-from fmnist_utils import ROOT, pick
+from fmnist_utils import pick
 from fmnist_utils.cache import cache_features
-from fmnist_utils.data import load, train_val_split
 from fmnist_utils.evaluate import accuracy_interval, mcnemar, predict
 from fmnist_utils.models import Classifier, WeightsUnavailable, build_model, set_trainable
 from fmnist_utils.plots import COLORS, use_style
-from fmnist_utils.results import save_benchmark
 from fmnist_utils.train import fit
 
 RESNET = {"name": "resnet50", "head": "gap-256", "image_size": pick(smoke=32, cpu=64, full=112)}
@@ -48,27 +47,26 @@ LADDERS = pick(
 VAL, HEAD_EPOCHS, EPOCHS = pick(smoke=(50, 1, 1), cpu=(2_000, 8, 5), full=(5_000, 8, 5))
 
 
-def learn(model: Classifier, splits: dict, trainable: str | int, **settings) -> tuple[dict, float]:
+def learn(model: Classifier, data: dict, trainable: str | int, **settings) -> tuple[dict, float]:
     """Train ``model``; (what it was trained on: features where layers are frozen, else images; seconds)."""
     began = time.perf_counter()
     set_trainable(model, trainable)
     frozen = any(True for _ in model.split()[0].parameters())
-    inputs = {k: cache_features(model, v, verbose=False) for k, v in splits.items()} if frozen else splits
+    inputs = {k: cache_features(model, v, verbose=False) for k, v in data.items()} if frozen else data
     fit(model, inputs["train"], inputs["val"], progress=False, **settings)
     return inputs, time.perf_counter() - began
 
 
 def climb(settings: dict, images: int, rungs: tuple) -> dict:
     """One ladder; raises ``WeightsUnavailable`` where the network's ImageNet weights cannot be had."""
-    train, val = train_val_split(load("train"))
-    splits, start = {"train": train.subset(images), "val": val.subset(VAL)}, build_model(**settings)
-    learn(start, splits, "head", epochs=HEAD_EPOCHS, lr=1e-3, batch_size=128)
+    data, start = splits(train=images, val=VAL), build_model(**settings)
+    learn(start, data, "head", epochs=HEAD_EPOCHS, lr=1e-3, batch_size=128)
     rows, control = [], None
     for rung in rungs:
         model = copy.deepcopy(start)
         rates = {"lr": 1e-3} if rung == "head" else {"lr": 5e-4, "backbone_lr": 1e-4}
-        inputs, seconds = learn(model, splits, rung, epochs=EPOCHS, batch_size=64, weight_decay=0.05, **rates)
-        correct = {k: predict(model, inputs[k]).argmax(1) == splits[k].labels.numpy() for k in splits}
+        inputs, seconds = learn(model, data, rung, epochs=EPOCHS, batch_size=64, weight_decay=0.05, **rates)
+        correct = {k: predict(model, inputs[k]).argmax(1) == data[k].labels.numpy() for k in data}
         control = correct["val"] if control is None else control
         against = mcnemar(correct["val"], control)
         rows.append(
@@ -85,7 +83,12 @@ def climb(settings: dict, images: int, rungs: tuple) -> dict:
         )
         print(settings["name"], rows[-1], flush=True)
     described = {key: start.config[key] for key in ("name", "cut_after", "head", "image_size", "batchnorm")}
-    counts = {"weights": start.weights, "train_images": images, "val_images": VAL}
+    counts = {
+        "weights": start.weights,
+        "weights_origin": start.weights_origin,
+        "train_images": images,
+        "val_images": VAL,
+    }
     return described | counts | {"head_epochs": HEAD_EPOCHS, "epochs": EPOCHS, "seed": 0, "rungs": rows}
 
 
@@ -137,6 +140,7 @@ def headline(ladders: list[dict]) -> dict:
 
 
 def main() -> None:
+    options("What does unfreezing buy?")
     ladders, left_out = [], []
     for ladder in LADDERS:
         try:
@@ -144,8 +148,7 @@ def main() -> None:
         except WeightsUnavailable as error:
             left_out.append(f"{ladder[0]['name']}: no ImageNet weights")
             print(error)
-    path = save_benchmark("unfreezing", **headline(ladders), figure=draw(ladders), ladders=ladders, left_out=left_out)
-    print("wrote", path.relative_to(ROOT))
+    record("unfreezing", **headline(ladders), figure=draw(ladders), ladders=ladders, left_out=left_out)
 
 
 if __name__ == "__main__":

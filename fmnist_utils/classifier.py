@@ -47,8 +47,7 @@ class Classifier(_FrozenMixin):
     """``preprocess -> backbone -> head``: ``uint8 [B, 28, 28]`` in, logits ``float32 [B, 10]`` out.
 
     ``config`` holds the arguments of :func:`build_model`, ``weights`` the identity of the pretrained weights or
-    ``"none"``, ``weights_origin`` what they are in words ("ImageNet", "random"). Explained in
-    notebooks/03_vgg16_transfer_learning.ipynb.
+    ``"none"``, ``weights_origin`` what they are in words ("ImageNet", "random").
     """
 
     def __init__(

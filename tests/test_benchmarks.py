@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -35,14 +37,31 @@ SCRIPTS = [
 ]
 
 
-def run(name: str, arguments: list[str]) -> dict:
-    file = ROOT / "results" / "benchmarks" / f"{name}{'_large' if arguments else ''}-smoke.json"
-    file.unlink(missing_ok=True)
+#: Those whose figure README or a notebook shows.
+DRAWN = ("usual_loop", "unfreezing", "training_images", "backbones", "exported_models", "out_of_distribution")
+
+
+def run(name: str, arguments: list[str]) -> tuple[dict, np.ndarray | None]:
+    """(what the benchmark wrote, its picture if it draws one); leaves nothing behind."""
+    kept = ROOT / "data" / "cache" / f"{name}-smoke"
+    shutil.rmtree(kept, ignore_errors=True)  # finished trainings would be read instead of repeated
     command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", *arguments]
-    environment = os.environ | {"FMNIST_PROFILE": "smoke", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    environment = os.environ | {"FMNIST_PROFILE": "smoke", "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(file.read_text(encoding="utf-8"))
+    said, _, place = done.stdout.splitlines()[-1].partition(" ")
+    assert said == "wrote"
+    file = ROOT / place
+    figure = file.parents[1] / "figures" / f"{file.stem}.png"
+    try:
+        assert file.name == f"{name}{'_large' if arguments else ''}-smoke.json"
+        assert figure.is_file() == (name in DRAWN)
+        picture = np.asarray(Image.open(figure).convert("RGB")) if name in DRAWN else None
+        return json.loads(file.read_text(encoding="utf-8")), picture
+    finally:
+        file.unlink()
+        figure.unlink(missing_ok=True)
+        shutil.rmtree(kept, ignore_errors=True)
 
 
 def numbers_in(found) -> list[float]:
@@ -54,13 +73,12 @@ def numbers_in(found) -> list[float]:
 
 @pytest.mark.parametrize(("name", "arguments"), SCRIPTS)
 def test_benchmark_runs_and_its_file_is_complete(name, arguments):
-    found = run(name, arguments)
+    found, picture = run(name, arguments)
     assert {"setting", "unit", "hardware", "versions", "date"} <= found.keys()
     assert found["ours"] > 0 and found["reference"] > 0
     assert found["hardware"]["device"] == "cpu"
     assert all(math.isfinite(number) for number in numbers_in(found))
-    if not arguments:
-        picture = np.asarray(Image.open(ROOT / "results" / "figures" / f"{name}-smoke.png").convert("RGB"))
+    if picture is not None:
         assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20  # not an empty page
     globals().get(f"check_{name}", lambda _: None)(found)
 
@@ -68,8 +86,8 @@ def test_benchmark_runs_and_its_file_is_complete(name, arguments):
 def check_prefix_engine(found: dict) -> None:
     engines = pd.DataFrame(found["engines"])
     assert len(engines) == 5 and (engines.images_per_second > 0).all()
-    # Seven 3×3 convolutions of VGG16 at 56, 28 and 14 px, two operations a product.
-    layers = [(56, 3, 64), (56, 64, 64), (28, 64, 128), (28, 128, 128), (14, 128, 256), (14, 256, 256), (14, 256, 256)]
+    # Four 3×3 convolutions of VGG16 at 28 and 14 px, two operations a product.
+    layers = [(28, 3, 64), (28, 64, 64), (14, 64, 128), (14, 128, 128)]
     flops = sum(2 * 9 * side**2 * inputs * outputs for side, inputs, outputs in layers)
     assert engines.gflop_per_image[0] == pytest.approx(flops / 1e9, abs=1e-3)
     assert engines.weights[0].startswith("imagenet:")
@@ -78,10 +96,11 @@ def check_prefix_engine(found: dict) -> None:
 
 def check_usual_loop(found: dict) -> None:
     cases = pd.DataFrame(found["cases"]).set_index("case")
-    assert len(cases) == 6
+    assert len(cases) == 5
     assert cases.weights[cases.model == "vgg16"].str.startswith("imagenet:").all()
-    # Same images, order, initial values and dropout: what differs is rounding.
-    assert cases.largest_val_loss_difference.dropna().max() < 0.3
+    # Same images, order, initial values and dropout: what differs is rounding, of losses near 200 for maps that no
+    # deeper block has scaled down.
+    assert (cases.largest_val_loss_difference / cases.usual_last_val_loss).dropna().max() < 0.02
     ratio = cases.usual_total_seconds / cases.ours_total_seconds
     np.testing.assert_allclose(cases.speedup_total, ratio, rtol=1e-3)
 
@@ -156,3 +175,25 @@ def check_out_of_distribution(found: dict) -> None:
         assert all(0 <= value <= 1 for value in numbers_in(table))
     # Pixels in random order are no garment for any model.
     assert found["auroc"]["small-cnn"]["shuffled garments"]["Mahalanobis distance"] > 0.9
+
+
+def test_record_is_for_the_files_that_the_project_keeps(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(sys, "argv", ["start_up.py", "--record"])
+    monkeypatch.setenv("FMNIST_RECORD", "")  # so that the test's end restores it
+    import common
+
+    common.options("What is asked?")
+    assert os.environ["FMNIST_RECORD"] == "1"
+
+
+def test_rates_count_calls_and_numbers_keep_five_digits(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import common
+
+    calls = []
+    rate = common.per_second(lambda: calls.append(time.sleep(0.01)), 0.1)
+    assert 1 < rate <= 100 and len(calls) >= 5  # sleeping never ends early
+    numbers = {"a": [np.float32(0.123456), 2, None], "b": (float("nan"), 123456.7, True)}
+    kept = common.rounded(numbers)
+    assert kept["a"] == [0.12346, 2, None] and math.isnan(kept["b"][0]) and kept["b"][1:] == [123460.0, True]

@@ -28,8 +28,7 @@ MAX_PICTURES, MAX_HISTORY = 12, 50
 def create_app(model: str = "wide-resnet-16-4", max_upload: float = 10) -> Dash:
     """The page as a Dash app, with ``model`` loaded and warmed up; ``app.server`` is what a WSGI server takes.
 
-    ``max_upload`` is the limit of one upload in MB (10⁶ bytes). Raises ``ValueError`` for an unknown model. Explained
-    in notebooks/07_deployment.ipynb.
+    ``max_upload`` is the limit of one upload in MB (10⁶ bytes). Raises ``ValueError`` for an unknown model.
     """
     serving.answers(model, serving.gallery().images[:1])
     app = Dash(__name__, title="Which garment?", update_title=None, on_error=_say, suppress_callback_exceptions=True)

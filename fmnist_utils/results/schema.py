@@ -23,8 +23,7 @@ class Result:
     1 (means over the ``seeds``, and ``*_sd`` where there are several); ``seconds`` has a time per part of the run;
     ``history`` has a row per epoch; ``peak_memory_mb`` counts 10⁶ bytes; ``more`` is what else is worth keeping.
 
-    Raises ``ValueError`` where something is missing that the tables show. Used in
-    ``notebooks/03_vgg16_transfer_learning.ipynb`` through ``save_result``.
+    Raises ``ValueError`` where something is missing that the tables show.
     """
 
     recipe: str
