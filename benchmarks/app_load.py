@@ -60,7 +60,7 @@ def prediction_ms(images: FashionMNIST) -> float:
     """Median milliseconds of the small CNN for one image and its mirror image, in this process."""
     model = load_model(ROOT / "data" / "models" / "small-cnn")
     single = [images.select([row]) for row in range(len(images))]
-    return 1e3 * median(each(lambda image: predict(model, image, flip=True), single)[1])
+    return 1e3 * median(each(lambda image: predict(model, image, mirror=True), single)[1])
 
 
 def visit(pid: int, address: str, images: FashionMNIST) -> dict:

@@ -37,11 +37,12 @@ def train_once(goal: dict, epochs: int, seed: int, images: dict) -> dict:
     model = build_model(goal["backbone"], weights=None, augment=Augment(flip=0.5), seed=seed)
     train, val = images["train"].subset(goal["images"]), images["val"]
     history = fit(model, train, val, epochs=epochs, seed=seed, compile=COMPILED, progress=False, **settings)
-    accuracy = score(predict(model, val, flip=True), val.labels)["accuracy"]
+    accuracy = score(predict(model, val, mirror=True), val.labels)["accuracy"]
     row = {"target": goal["target"], "seed": seed, "epochs": epochs, "accuracy": accuracy}
     row["accuracy_unmirrored"] = history.val_accuracy.max()
     row["kept_epoch"] = int(history.val_accuracy[::-1].idxmax())
-    row |= {"seconds": history.seconds.sum(), "compile_seconds": history.attrs["compile_seconds"]}
+    compiling = history.compile_seconds.sum() if "compile_seconds" in history else 0.0
+    row |= {"seconds": history.seconds.sum(), "compile_seconds": compiling}
     row["call_seconds"] = clock() - began
     print(row, flush=True)
     return row

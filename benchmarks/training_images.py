@@ -72,7 +72,7 @@ def train_once(way: str, inputs: dict, images: int, seed: int) -> dict:
     train, val = (some(inputs[k], drawn(inputs[k].labels, images, seed)) for k in ("train", "val"))
     fit(model, train, val, batch_size=batch_size, seed=seed, progress=False, **training)
     seconds = clock() - began
-    accuracy = score(predict(model, inputs["test"], flip=not frozen), inputs["test"].labels)["accuracy"]
+    accuracy = score(predict(model, inputs["test"], mirror=not frozen), inputs["test"].labels)["accuracy"]
     row = {"way": way, "weights": model.weights, "images": images, "seed": seed}
     return row | {"test_accuracy": accuracy, "seconds": seconds}
 

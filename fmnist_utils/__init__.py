@@ -20,8 +20,17 @@ __version__ = "0.1.0"
 # Accelerate, Optuna and cleanlab look for notebook widgets, which this course does not use, and warn without them.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
+
+def _project() -> Path:
+    """The folder that holds the package and ``data``; for a package installed elsewhere, the one Python runs in."""
+    for folder in (Path(__file__).resolve().parents[1], Path.cwd(), *Path.cwd().parents):
+        if (folder / "data" / "models").is_dir():
+            return folder
+    return Path.cwd()
+
+
 #: The project folder: holds ``data/``, ``results/`` (recorded) and ``runs/`` (your own).
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = _project()
 
 T = TypeVar("T")
 PROFILES = ("smoke", "cpu", "full")

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fmnist_utils import ROOT
 from fmnist_utils.data import replacing
 from fmnist_utils.models import Classifier, WeightsUnavailable, build_model
 from fmnist_utils.sources.files import file_sha256
 
-__all__ = ["card_and_file", "changed_state", "load_model", "load_state", "save_model"]
+__all__ = ["card_and_file", "changed_state", "load_model", "load_state", "read_card", "save_model", "saved_models"]
 
 
 def save_model(model: Classifier, path: str | Path, **card) -> Path:
@@ -44,13 +45,7 @@ def load_model(path: str | Path) -> Classifier:
     Raises ``FileNotFoundError`` for a missing file, ``ValueError`` where a file is damaged, and ``WeightsUnavailable``,
     which says where it looked, where the very pretrained weights that the model was trained on are not found.
     """
-    file, text = card_and_file(path)
-    try:
-        card = json.loads(text.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{text} is damaged ({error}): copy it and {file.name} again.") from error
-    if not isinstance(card, dict) or not {"model", "weights", "sha256"} <= card.keys():
-        raise ValueError(f"{text} is not the card of a saved model: it lacks model, weights or sha256.")
+    (file, text), card = card_and_file(path), read_card(path)
     if (digest := file_sha256(file)) != card["sha256"]:
         raise ValueError(f"{file} does not belong to {text.name} (SHA-256 {digest[:12]}…): copy both files again.")
     try:
@@ -63,6 +58,26 @@ def load_model(path: str | Path) -> Classifier:
             "Restore data/weights/ from the repository."
         )
     return load_state(model, load_file(file), file).eval()
+
+
+def read_card(path: str | Path) -> dict:
+    """The card of a saved model: what rebuilds it, and what was written with it. Errors as of :func:`load_model`."""
+    file, text = card_and_file(path)
+    try:
+        card = json.loads(text.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{text} is damaged ({error}): copy it and {file.name} again.") from error
+    if not isinstance(card, dict) or not {"model", "weights", "sha256"} <= card.keys():
+        raise ValueError(f"{text} is not the card of a saved model: it lacks model, weights or sha256.")
+    if "test_time_flip" in card:  # as version 0.1.0 called it
+        card["mirror"] = card.pop("test_time_flip")
+    return card
+
+
+def saved_models(folder: Path = ROOT / "data" / "models") -> dict[str, Path]:
+    """Name and path, without ending, of every model saved in ``folder``."""
+    cards = sorted(folder.glob("*.json"))
+    return {card.stem: card.with_suffix("") for card in cards if card.with_suffix(".safetensors").is_file()}
 
 
 def load_state(model: Classifier, state: dict[str, Tensor], source: str | Path) -> Classifier:

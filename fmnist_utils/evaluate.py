@@ -43,10 +43,10 @@ __all__ = [
 
 
 @torch.no_grad()
-def predict(model: Classifier, data: Dataset, batch_size: int = 250, flip: bool = False) -> np.ndarray:
+def predict(model: Classifier, data: Dataset, batch_size: int = 250, mirror: bool = False) -> np.ndarray:
     """Class probabilities, float32 [N, 10], of images or of :class:`~fmnist_utils.cache.CachedFeatures`.
 
-    ``flip`` gives the mean over each image and its mirror image, and features with several views the mean over the
+    ``mirror`` gives the mean over each image and its mirror image, and features with several views the mean over the
     views (test-time augmentation; Simonyan & Zisserman, 2015, section 3.2). Several processes share the images, and all
     get the whole.
     """
@@ -55,11 +55,11 @@ def predict(model: Classifier, data: Dataset, batch_size: int = 250, flip: bool 
     cached = isinstance(data, CachedFeatures)
     if cached:
         data.check(model)
-        if flip:
+        if mirror:
             raise ValueError("Cached features cannot be mirrored: pass the images, or features with a mirrored view.")
         views = [data.view(i) for i in range(len(data.features))]
     else:
-        views = [data, FashionMNIST(data.images.flip(-1), data.labels, data.source)] if flip else [data]
+        views = [data, FashionMNIST(data.images.flip(-1), data.labels, data.source)] if mirror else [data]
     part = (model.split(data.border)[1] if cached else model).eval().to(device, memory_format=torch.channels_last)
     means, own = torch.zeros(len(data), len(CLASSES)), own_share(len(data))
     for view in views:
@@ -93,7 +93,7 @@ def measure(
     ``inputs`` are images or features of any of ``test``, ``val`` and ``train``, ``labels`` int64 [N]. The metrics are
     the accuracy on each, and ``macro_f1`` of the test images. Used in notebooks/03_vgg16_transfer_learning.ipynb.
     """
-    predictions = {split: predict(model, data, flip=mirror) for split, data in inputs.items()}
+    predictions = {split: predict(model, data, mirror=mirror) for split, data in inputs.items()}
     scores = {split: score(predictions[split], labels[split]) for split in predictions}
     metrics = {f"{split}_accuracy": found["accuracy"] for split, found in scores.items()}
     return metrics | ({"macro_f1": scores["test"]["macro_f1"]} if "test" in scores else {}), predictions

@@ -62,15 +62,15 @@ def test_predictions_on_several_views_are_their_mean(small_vgg, tiny):
     np.testing.assert_allclose(predict(model, features), expected, atol=5e-3)
 
 
-def test_predictions_with_flip_are_the_mean_over_each_image_and_its_mirror_image(small_vgg, tiny):
+def test_mirrored_predictions_are_the_mean_over_each_image_and_its_mirror_image(small_vgg, tiny):
     model = small_vgg(augment=Augment(rotation=30))
     mirrored = type(tiny)(torch.from_numpy(np.flip(tiny.images.numpy(), axis=2).copy()), tiny.labels)
     expected = (predict(model, tiny) + predict(model, mirrored)) / 2
-    found = predict(model, tiny, flip=True)
+    found = predict(model, tiny, mirror=True)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert np.abs(found - predict(model, tiny)).max() > 0.01
     with pytest.raises(ValueError, match="cannot be mirrored"):
-        predict(model, cache_features(model, tiny, device="cpu", verbose=False), flip=True)
+        predict(model, cache_features(model, tiny, device="cpu", verbose=False), mirror=True)
 
 
 # ----------------------------------------------------------------------------------- intervals, comparison, calibration

@@ -155,7 +155,7 @@ def test_file_and_card_say_what_they_are(exported):
     assert card["metrics"] == source["metrics"] and card["precision"] == "float32" and card["model"] == source["model"]
     assert card["opset"] == network.opset_import[0].version >= 18
     # Its accuracy was measured with mirrored images as well, which the file does not do.
-    assert source["test_time_flip"] and "test_time_flip" not in card and "mirror image" in card["metrics_note"]
+    assert source["mirror"] and "mirror" not in card and "mirror image" in card["metrics_note"]
     assert str(ROOT).encode() not in content and b".py" not in content
     assert f"wrote {file} (1.1 MB)" in printed and "same class for 100.0%" in printed
 

@@ -825,7 +825,7 @@ def test_shipped_models_say_what_was_recorded_of_them(name):
     model, count = load_model(path), 40
     assert model.preprocess.augment == Augment(**card["model"]["augment"])
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    found = predict(model, data.load("test").select(range(count)), flip=card["test_time_flip"])
+    found = predict(model, data.load("test").select(range(count)), mirror=card["mirror"])
     recorded = load_predictions(f"{card['recipe']}-{card['profile']}")[:count]
     # Recorded in float16, and one model on a GPU in bfloat16.
     np.testing.assert_allclose(found, recorded, atol=0.02)

@@ -21,7 +21,7 @@ TINY_CNN = {
     "model": {"name": "small_cnn", "weights": None, "image_size": 12},
     "phases": [{"trainable": "all", "epochs": 2, "lr": 4e-3, "batch_size": 32}],
     "images": 60,
-    "flip": True,
+    "mirror": True,
 }
 TINY_VGG = {
     "model": {"name": "vgg16", "cut_after": "block1", "head": "linear", "image_size": 16},
@@ -33,7 +33,7 @@ TINY_VGG = {
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_can_be_built_and_trained_on_paper(name):
     recipe = recipes.RECIPES[name]
-    assert set(recipe) <= {"model", "phases", "images", "views", "flip"}
+    assert set(recipe) <= {"model", "phases", "images", "views", "mirror"}
     settings = {key: recipes.of_profile(value) for key, value in recipe["model"].items()}
     with torch.device("meta"):  # shapes without values
         model = build_model(**settings | {"weights": None})
@@ -49,7 +49,7 @@ def test_every_recipe_can_be_built_and_trained_on_paper(name):
     assert augmented or recipe.get("views", 1) == 1
     # Features cannot be mirrored, so a recipe that does has to train on images.
     free = not any(not p.requires_grad for p in model.backbone.parameters())
-    assert not recipe.get("flip") or free or augmented and recipe.get("views", 1) == 1
+    assert not recipe.get("mirror") or free or augmented and recipe.get("views", 1) == 1
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda path: path.stem)
@@ -110,7 +110,7 @@ def test_several_seeds_make_means_and_deviations_of_the_single_runs(run):
     assert accuracy == pytest.approx(both["per_seed"]["test_accuracy"][0], abs=1.1 / 200)
     assert predictions["test"].shape == predictions["val"].shape == (200, 10)
     assert len(both["history"]) == both["epochs"] == 2 and both["history"][0]["phase"] == 1
-    assert both["train_images"] == 60 and both["test_time_flip"] and both["engine"] == "no cache"
+    assert both["train_images"] == 60 and both["mirror"] and both["engine"] == "no cache"
     assert both["command"] == "FMNIST_PROFILE=smoke python -m fmnist_utils.recipes tiny-cnn --seeds 0 1"
 
 
@@ -119,7 +119,7 @@ def test_random_weights_are_named_in_every_file(run):
     assert name == "tiny-vgg-smoke.json" and result["weights"].startswith("imagenet:")
     assert result["engine"] == "eager"  # trained on cached features
     pretrained = (run.folder / "data" / "models" / "tiny-vgg.json").read_bytes()
-    assert json.loads(pretrained)["test_time_flip"] is False
+    assert json.loads(pretrained)["mirror"] is False
 
     name, result, _ = run("tiny-vgg", random_weights=True, save=True)
     assert name == "tiny-vgg-random-weights-smoke.json" and result["recipe"] == "tiny-vgg-random-weights"
@@ -137,7 +137,7 @@ def test_leaving_an_ingredient_out_changes_nothing_else(ingredient):
     augment, phase = after["model"]["augment"], after["phases"][0]
     assert augment == Augment(**{key: kept[key] for key in ("flip", "shift", "erasing") if key != ingredient})
     assert phase == {key: value for key, value in full["phases"][0].items() if key != ingredient}
-    assert after["flip"] == (ingredient != "mirror")
+    assert after["mirror"] == (ingredient != "mirror")
     assert after["model"] | {"augment": None} == full["model"] | {"augment": None}
     with pytest.raises(ValueError, match=f"has no '{ingredient}' to leave out"):
         recipes.leave_out(after, ingredient)
@@ -146,7 +146,7 @@ def test_leaving_an_ingredient_out_changes_nothing_else(ingredient):
 def test_what_was_left_out_is_named_in_every_file(run):
     name, result, predictions = run("tiny-cnn", without=("mirror",))
     assert name == "tiny-cnn-without-mirror-smoke.json" and result["recipe"] == "tiny-cnn-without-mirror"
-    assert result["command"].endswith("tiny-cnn --without mirror") and not result["test_time_flip"]
+    assert result["command"].endswith("tiny-cnn --without mirror") and not result["mirror"]
     _, mirrored, others = run("tiny-cnn")
     assert result["history"][0]["train_loss"] == mirrored["history"][0]["train_loss"]
     assert not np.allclose(predictions["test"], others["test"])

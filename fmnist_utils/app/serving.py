@@ -102,7 +102,7 @@ def answers(name: str, images: Tensor) -> list[Answer]:
     with _lock:
         model, detector = _loaded(name)
         unlabelled = FashionMNIST(images, torch.zeros(len(images), dtype=torch.int64))
-        probabilities = predict(model, unlabelled, flip=cards()[name].get("test_time_flip", False))
+        probabilities = predict(model, unlabelled, mirror=cards()[name].get("mirror", False))
         shares = detector.share_further(model, images)
         try:
             maps = grad_cam(model, images, torch.from_numpy(probabilities.argmax(1)))

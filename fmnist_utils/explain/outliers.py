@@ -14,8 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fmnist_utils import ROOT
-from fmnist_utils.checkpoints import load_model
+from fmnist_utils.checkpoints import load_model, saved_models
 from fmnist_utils.data import FashionMNIST, replacing, train_val_split
 from fmnist_utils.data import load as load_data
 from fmnist_utils.models import Classifier
@@ -114,8 +113,7 @@ def _file(path: str | Path, kind: str = "") -> Path:
 
 def main() -> None:
     train, val = train_val_split(load_data("train"))
-    for text in sorted((ROOT / "data" / "models").glob("*.json")):
-        path = text.with_suffix("")
+    for path in saved_models().values():
         found = Outliers.fit(load_model(path), train.subset(TRAIN), val.subset(VAL))
         print(f"wrote {found.save(path)}")
 

@@ -1,11 +1,10 @@
 """``python -m fmnist_utils.export``: a trained model as one ONNX or LiteRT file."""
 
 import argparse
-import json
 from pathlib import Path
 
-from fmnist_utils import ROOT, check_name
-from fmnist_utils.checkpoints import load_model
+from fmnist_utils import check_name
+from fmnist_utils.checkpoints import load_model, read_card, saved_models
 from fmnist_utils.data import load, train_val_split
 from fmnist_utils.export import litert
 from fmnist_utils.export.onnx import export_litert, export_onnx, parity
@@ -19,20 +18,18 @@ def main() -> None:
     parser.add_argument("--litert", action="store_true", help="a .tflite file instead; sets up an environment, once")
     parser.add_argument("--environment", type=Path, help="folder for --litert (data/cache/litert-environment)")
     arguments = parser.parse_args()
-    folder = ROOT / "data" / "models"
-    shipped = tuple(sorted(card.stem for card in folder.glob("*.json")))
-    path = folder / arguments.name if arguments.name in shipped else Path(arguments.name)
-    text = path.with_name(path.name + ".json")
-    if not text.is_file():
+    shipped = saved_models()
+    path = shipped.get(arguments.name, Path(arguments.name))
+    if not path.with_name(path.name + ".json").is_file():
         try:
-            check_name("model", arguments.name, shipped)
+            check_name("model", arguments.name, tuple(shipped))
         except ValueError as error:
             parser.error(f"{error} Or give the path of a saved model, without its ending.")
     if arguments.environment and not arguments.litert:
         parser.error("--environment is for --litert.")
     model = load_model(path)
-    card = json.loads(text.read_text(encoding="utf-8"))
-    kept = ("recipe", "profile", "command", "data", "metrics", "test_time_flip")
+    card = read_card(path)
+    kept = ("recipe", "profile", "command", "data", "metrics", "mirror")
     card = {key: card[key] for key in kept if key in card} | {"source_sha256": card["sha256"]}
     python = litert.environment(arguments.environment) if arguments.litert else None
     if arguments.litert:

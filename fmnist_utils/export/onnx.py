@@ -47,7 +47,7 @@ def export_onnx(model: Classifier, path: str | Path, *, int8: FashionMNIST | Non
 
     The network in the file takes ``images``, uint8 [B, 28, 28] with any B, and gives ``probabilities``, float32
     [B, 10]: :class:`~fmnist_utils.preprocess.Preprocess` and softmax are part of it. Labels, input convention, limits,
-    licence, identity of the weights and everything in ``card`` (such as ``metrics`` and ``test_time_flip`` of a card in
+    licence, identity of the weights and everything in ``card`` (such as ``metrics`` and ``mirror`` of a card in
     ``data/models``) are in both, and the card also has size and SHA-256. Mirroring at test time is not in the file, and
     its card says so where the metrics used it. The model is left as it was, its weights in contiguous order.
 
@@ -177,7 +177,7 @@ def _package(name: str) -> ModuleType:
 def _facts(model: Classifier, precision: str, card: dict, batch: str = "B") -> dict:
     """``card`` and what the file itself should say to somebody who finds it alone."""
     card = dict(card)
-    mirrored = card.pop("test_time_flip", False)
+    mirrored = card.pop("mirror", False)
     if "metrics" in card:
         card["metrics_note"] = "Measured with torch in float32."
         if mirrored:

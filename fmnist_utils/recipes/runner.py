@@ -84,7 +84,7 @@ def run(
         from_first(lambda: save_model(runs[0].model, ROOT / "data" / "models" / title, **card))
     engine = inputs["train"].report.engine if isinstance(inputs["train"], CachedFeatures) else "no cache"
     facts = {"seeds": seeds, "engine": engine, "processes": rank_and_count()[1], "command": command}
-    facts |= {"views": recipe.get("views", 1), "test_time_flip": _mirrors(recipe)}
+    facts |= {"views": recipe.get("views", 1), "mirror": _mirrors(recipe)}
     return _write(title, runs, splits, facts)
 
 
@@ -103,7 +103,7 @@ def _train_and_test(model, recipe, splits, inputs, progress_files, seed, prefix_
         model, inputs["train"], inputs["val"], phases, checkpoint=progress_files, seed=seed, progress=verbose
     )
     labels = {split: data.labels for split, data in splits.items()}
-    mirror, evaluating = recipe.get("flip", False), time.perf_counter()
+    mirror, evaluating = recipe.get("mirror", False), time.perf_counter()
     metrics, predictions = measure(model, {split: inputs[split] for split in ("test", "val")}, labels, mirror)
     done = time.perf_counter()
     seconds = {
@@ -119,7 +119,7 @@ def _train_and_test(model, recipe, splits, inputs, progress_files, seed, prefix_
 
 def _mirrors(recipe: dict) -> bool:
     """Whether predictions are means over each image and its mirror image."""
-    return bool(recipe.get("flip", False) or recipe.get("views", 1) > 1)
+    return bool(recipe.get("mirror", False) or recipe.get("views", 1) > 1)
 
 
 def _write(title: str, runs: list[_Trained], splits: dict, facts: dict) -> Path:
@@ -190,6 +190,6 @@ def _card(title: str, command: str, trained: _Trained, mirrored: bool, splits: d
         "data": f"Fashion-MNIST (Zalando Research, MIT): {len(splits['train']):,} training images",
         "input": "uint8 [B, 28, 28], black background",
         "metrics": {key: round(value, 5) for key, value in metrics.items()},
-        "test_time_flip": mirrored,
+        "mirror": mirrored,
         "licence": f"MIT.{frozen}",
     }

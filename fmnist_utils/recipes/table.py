@@ -75,7 +75,7 @@ RECIPES = {
             {"trainable": "all", "epochs": 8, "lr": 3e-4, "backbone_lr": 5e-5, "weight_decay": 0.05, "ema": 0.999},
         ],
         "images": ByProfile(64, 2_000, 55_000),
-        "flip": True,
+        "mirror": True,
     },
     # The pictures VGG16 was made for, which only a GPU computes in minutes.
     "vgg16-frozen-224": {
@@ -114,7 +114,7 @@ RECIPES = {
     "small-cnn": {
         "model": {"name": "small_cnn", "weights": None, "augment": Augment(flip=0.5)},
         "phases": [{"trainable": "all", "epochs": 7, "lr": 4e-3, "weight_decay": 0.05, "label_smoothing": 0.05}],
-        "flip": True,
+        "mirror": True,
     },
     # For the best accuracy in minutes of a GPU: WRN-28-10 and two smaller ones with the changes of images that Zhong et
     # al. (2017, arXiv:1708.04896) trained on this data with (mirroring, shifts by up to 4 pixels, erasing) and a
@@ -142,7 +142,7 @@ RECIPES = {
                 }
             ],
             "images": ByProfile(64, 2_000, 55_000),
-            "flip": True,
+            "mirror": True,
         }
         for name, backbone in (
             ("wide-resnet-best", "wide_resnet"),
@@ -160,13 +160,13 @@ def leave_out(recipe: dict, ingredient: str) -> dict:
     """``recipe`` less one of ``INGREDIENTS``; raises ``ValueError`` where it has none of that."""
     check_name("ingredient", ingredient, INGREDIENTS)
     augment = recipe["model"].get("augment") or Augment()
-    found = {"mirror": recipe.get("flip"), **asdict(augment)}
+    found = {"mirror": recipe.get("mirror"), **asdict(augment)}
     for phase in recipe["phases"]:
         found |= phase
     if not found.get(ingredient):
         raise ValueError(f"This recipe has no {ingredient!r} to leave out.")
     if ingredient == "mirror":
-        return recipe | {"flip": False}
+        return recipe | {"mirror": False}
     if ingredient in asdict(augment):
         return recipe | {"model": {**recipe["model"], "augment": replace(augment, **{ingredient: 0.0})}}
     return recipe | {"phases": [{k: v for k, v in phase.items() if k != ingredient} for phase in recipe["phases"]]}
