@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -126,9 +127,11 @@ def test_nothing_imports_the_app():
         assert "app" not in rooms(path) or path.parent.name == "app", path.name
 
 
-def test_a_wheel_holds_every_module_and_the_pages_files(tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel of the package, built without a network."""
     pytest.importorskip("setuptools", reason="building a wheel without a network needs setuptools in this environment")
-    project = tmp_path / "project"
+    project = tmp_path_factory.mktemp("wheel") / "project"
     project.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, project)
@@ -137,6 +140,30 @@ def test_a_wheel_holds_every_module_and_the_pages_files(tmp_path):
     done = subprocess.run([sys.executable, "-c", build], cwd=project, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     (wheel,) = (project / "dist").glob("*.whl")
+    return wheel
+
+
+def test_an_installed_package_works_from_the_projects_folder(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site-packages")
+    (tmp_path / "course" / "notebooks").mkdir(parents=True)
+    (tmp_path / "course" / "data").symlink_to(ROOT / "data")
+    code = """if True:
+        import fmnist_utils, sys
+        from fmnist_utils.app.server import create_app
+        from fmnist_utils.export.__main__ import main
+        assert "site-packages" in fmnist_utils.__file__ and fmnist_utils.ROOT.name == "course"
+        create_app("small-cnn")
+        sys.argv = ["export", "small-cnn", "--folder", "exports"]
+        main()
+    """
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site-packages")}
+    folder = tmp_path / "course" / "notebooks"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (folder / "exports" / "small-cnn.onnx").is_file()
+
+
+def test_a_wheel_holds_every_module_and_the_pages_files(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
     expected = {path.relative_to(ROOT).as_posix() for path in MODULES}
     expected |= {f"fmnist_utils/{name}" for name in ("app/assets/app.css", "app/assets/app.js", "py.typed")}
