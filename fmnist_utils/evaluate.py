@@ -43,14 +43,17 @@ __all__ = [
 
 
 @torch.no_grad()
-def predict(model: Classifier, data: Dataset, batch_size: int = 250, mirror: bool = False) -> np.ndarray:
+def predict(model: Classifier, data: Dataset | torch.Tensor, batch_size: int = 250, mirror: bool = False) -> np.ndarray:
     """Class probabilities, float32 [N, 10], of images or of :class:`~fmnist_utils.cache.CachedFeatures`.
 
+    ``data`` may also be images without labels, uint8 [N, 28, 28].
     ``mirror`` gives the mean over each image and its mirror image, and features with several views the mean over the
     views (test-time augmentation; Simonyan & Zisserman, 2015, section 3.2). Several processes share the images, and all
     get the whole.
     """
     model.eval()
+    if isinstance(data, torch.Tensor):
+        data = FashionMNIST(data, torch.zeros(len(data), dtype=torch.int64))  # the labels are not looked at
     device = next(model.head.parameters()).device
     cached = isinstance(data, CachedFeatures)
     if cached:

@@ -62,6 +62,11 @@ def test_predictions_on_several_views_are_their_mean(small_vgg, tiny):
     np.testing.assert_allclose(predict(model, features), expected, atol=5e-3)
 
 
+def test_images_need_no_labels(small_vgg, tiny):
+    model = small_vgg()
+    np.testing.assert_array_equal(predict(model, tiny.images), predict(model, tiny))
+
+
 def test_mirrored_predictions_are_the_mean_over_each_image_and_its_mirror_image(small_vgg, tiny):
     model = small_vgg(augment=Augment(rotation=30))
     mirrored = type(tiny)(torch.from_numpy(np.flip(tiny.images.numpy(), axis=2).copy()), tiny.labels)

@@ -32,13 +32,6 @@ def grad_cam(model: Classifier, images: Tensor, classes: Tensor | None = None) -
         with torch.enable_grad():
             if classes is None:
                 classes = model(images).argmax(1)
-            with torch.no_grad():
-                shape = model.backbone(model.preprocess(images[:1])).shape
-            if len(shape) != 4:
-                raise ValueError(
-                    f"Grad-CAM needs a feature map, but {model.config['name']} gives one vector per image: explain a "
-                    "network that is a chain of blocks, such as resnet18."
-                )
             pixels = model.preprocess(images).detach().requires_grad_()  # or frozen layers would pass no gradient
             after_pixels = nn.Sequential(model.backbone, model.head)
             maps = LayerGradCam(after_pixels, target).attribute(
@@ -46,5 +39,10 @@ def grad_cam(model: Classifier, images: Tensor, classes: Tensor | None = None) -
             )
     finally:
         model.train(mode)
+    if maps.ndim != 4:
+        raise ValueError(
+            f"Grad-CAM needs a feature map, but {model.config['name']} gives one vector per image: explain a network "
+            "that is a chain of blocks, such as resnet18."
+        )
     maps = F.interpolate(maps.detach().cpu(), images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
     return maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
