@@ -24,6 +24,7 @@ from fmnist_utils.models import Classifier, check_name
 from fmnist_utils.scale.engines import OpenVINOEngine, TorchEngine, default_device, half_precision
 from fmnist_utils.scale.processes import exchange, from_first, is_first, rank_and_count, shares, wait
 from fmnist_utils.scale.storage import allocate, new_file, open_file
+from fmnist_utils.sources.files import expanded
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def cache_features(
     if engine == "openvino":
         settings += (engine, calibrated)
     key = fingerprint(repr(settings), dataset.images)[:16]
-    store = Path(folder) / f"{key}.npy" if folder else None
+    store = expanded(folder) / f"{key}.npy" if folder else None
     if store and (found := from_first(lambda: _read_report(store))):
         report, features = PrefixPass(**found, reused=True), open_file(store)
     else:

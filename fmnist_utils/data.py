@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from fmnist_utils.scale.processes import BatchShare
 from fmnist_utils.sources import csv_files, idx
-from fmnist_utils.sources.files import DataError, check_labels, replacing, shown
+from fmnist_utils.sources.files import DataError, check_labels, expanded, replacing, shown
 from fmnist_utils.sources.idx import read_idx
 
 __all__ = [
@@ -78,16 +78,15 @@ def load(split: str = "train", source: str | Path | None = None) -> FashionMNIST
     Without `source`: from `data/fashion-mnist`, else from torchvision's or Keras's cache, else downloaded; what is
     found must match the published SHA-256. `source` may be a folder of IDX files (`.gz` or not, or a torchvision
     root), whose structure is checked, or a `.csv` or `.csv.gz` file, which is read whole whatever the split.
-    Raises DataError when nothing is found, or what is found is damaged.
+    Raises DataError when nothing is found, or what is found is damaged; warns where a folder holds MNIST's digits.
     """
     if split not in idx.PUBLISHED:
         raise DataError(f'There is no split {split!r}. Ask for "train" or "test".')
     if source is None:
         return _dataset(*idx.read_published(split))
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
-        torchvision_folder = path / "FashionMNIST" / "raw"
-        return _dataset(*idx.read_folder(torchvision_folder if torchvision_folder.is_dir() else path, split))
+        return _dataset(*idx.read_folder(idx.data_folder(path, split), split))
     if path.exists() and not path.name.lower().endswith((".csv", ".csv.gz")):
         raise DataError(f"{path} is a file, but not a .csv or .csv.gz. For IDX files, give the folder they are in.")
     return read_csv(path)
@@ -98,8 +97,9 @@ def read_csv(path: str | Path) -> FashionMNIST:
 
     Raises DataError naming the line (the header is line 1), column and value of the first thing that is wrong.
     """
+    path = expanded(path)
     table = csv_files.read_table(path)
-    return _dataset(table[:, 1:].reshape(-1, 28, 28), table[:, 0], shown(Path(path)))
+    return _dataset(table[:, 1:].reshape(-1, 28, 28), table[:, 0], shown(path))
 
 
 def write_csv(dataset: FashionMNIST, path: str | Path) -> None:
@@ -108,7 +108,7 @@ def write_csv(dataset: FashionMNIST, path: str | Path) -> None:
     Raises DataError for a name that is not `.csv` or `.csv.gz` or a folder that does not exist, OSError when the disk
     refuses.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.name.lower().endswith((".csv", ".csv.gz")) or not path.parent.is_dir():
         raise DataError(f"{path}: give a name that ends in .csv or .csv.gz, in a folder that exists.")
     table = np.column_stack([dataset.labels.numpy().astype(np.uint8), dataset.images.numpy().reshape(-1, 784)])

@@ -148,6 +148,16 @@ def test_trials_below_the_median_are_pruned_and_a_loss_that_overflows_ends_only_
     tune.plot_study(study)
 
 
+@pytest.mark.parametrize("name", ["a%20b", "a?b=c", "a#b", "a{b}", "é ü"])
+def test_a_study_may_have_any_path(name, tmp_path):
+    path = tmp_path / name / f"{name}.db"
+    path.parent.mkdir()
+    for known in ([], ["mine"]):
+        assert optuna.get_all_study_names(tune._backend(path)) == known
+        optuna.create_study(study_name="mine", storage=tune._backend(path), load_if_exists=True)
+    assert [file.name for file in path.parent.iterdir()] == [path.name] and len(list(tmp_path.iterdir())) == 1
+
+
 def test_an_error_is_raised_and_its_trial_not_repeated(tmp_path, cache, monkeypatch):
     def broken(*_, **settings):
         raise OSError("no space left")

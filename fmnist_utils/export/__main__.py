@@ -10,19 +10,20 @@ from fmnist_utils.data import load, train_val_split
 from fmnist_utils.export import litert
 from fmnist_utils.export.onnx import export_litert, export_onnx, parity
 from fmnist_utils.models import check_name
+from fmnist_utils.sources.files import expanded
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="a model in data/models, or the path of a saved one without its ending")
-    parser.add_argument("--folder", type=Path, default=Path("exports"), help="where the files go (exports)")
+    parser.add_argument("--folder", type=expanded, default=Path("exports"), help="where the files go (exports)")
     parser.add_argument("--int8", action="store_true", help="quantise it; ONNX with 512 training images")
     parser.add_argument("--litert", action="store_true", help="a .tflite file instead; sets up an environment, once")
     parser.add_argument("--environment", type=Path, help="folder for --litert (data/cache/litert-environment)")
     arguments = parser.parse_args()
     folder = ROOT / "data" / "models"
     shipped = tuple(sorted(card.stem for card in folder.glob("*.json")))
-    path = folder / arguments.name if arguments.name in shipped else Path(arguments.name)
+    path = folder / arguments.name if arguments.name in shipped else expanded(arguments.name)
     text = path.with_name(path.name + ".json")
     if not text.is_file():
         try:

@@ -18,6 +18,7 @@ from fmnist_utils.models import Classifier, build_model, check_name, set_trainab
 from fmnist_utils.recipes.table import IMAGES, RECIPES, leave_out, of_profile
 from fmnist_utils.results import save_result
 from fmnist_utils.scale.processes import from_first, is_first, rank_and_count
+from fmnist_utils.sources.files import expanded
 from fmnist_utils.train import fit_phases
 
 
@@ -71,7 +72,7 @@ def run(
         began = time.perf_counter()
         model = build_model(**model_settings, seed=seed)
         inputs, prefix_pass, earlier = _inputs(model, recipe, splits, inputs, cache, verbose)
-        progress = Path(checkpoint) / f"{title}-{profile()}-seed{seed}" if checkpoint else None
+        progress = expanded(checkpoint) / f"{title}-{profile()}-seed{seed}" if checkpoint else None
         # Features that an earlier seed or run computed count as if it were this one.
         began -= earlier
         runs.append(_train_and_test(model, recipe, splits, inputs, progress, seed, prefix_pass, began, verbose))
