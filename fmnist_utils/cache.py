@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from fmnist_utils.data import FashionMNIST, fingerprint, replacing, row_numbers
+from fmnist_utils.data import FashionMNIST, as_images, fingerprint, replacing, row_numbers
 from fmnist_utils.models import Classifier, check_name
 from fmnist_utils.scale.engines import OpenVINOEngine, TorchEngine, default_device, half_precision
 from fmnist_utils.scale.processes import exchange, from_first, is_first, rank_and_count, shares, wait
@@ -134,6 +134,9 @@ def cache_features(
     ``OSError`` where the disk is too small and ``ImportError`` where OpenVINO is wanted but not installed.
     """
     check_name("engine", engine, ("torch", "openvino"))
+    dataset = as_images(dataset)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: a batch needs at least 1 image.")
     if calibration is not None and engine != "openvino":
         raise ValueError('Only engine="openvino" takes calibration images.')
     rank_and_count()  # connects the processes before the GPU is used, so that each has its own

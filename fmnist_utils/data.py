@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, Subset, TensorDataset
 
 from fmnist_utils.scale.processes import BatchShare
 from fmnist_utils.sources import csv_files, idx
@@ -19,8 +19,8 @@ from fmnist_utils.sources.files import DataError, check_labels, expanded, replac
 from fmnist_utils.sources.idx import read_idx
 
 __all__ = [
-    "CLASSES", "DataError", "FashionMNIST", "fingerprint", "load", "make_loader", "read_csv", "read_idx", "replacing",
-    "row_numbers", "train_val_split", "write_csv",
+    "CLASSES", "DataError", "FashionMNIST", "as_images", "fingerprint", "load", "make_loader", "read_csv", "read_idx",
+    "replacing", "row_numbers", "train_val_split", "write_csv",
 ]  # fmt: skip
 
 CLASSES: tuple[str, ...] = (
@@ -119,6 +119,29 @@ def write_csv(dataset: FashionMNIST, path: str | Path) -> None:
         temporary.write_bytes(content)
 
 
+def as_images(data: Dataset | torch.Tensor, labels: bool = True) -> Dataset:
+    """What training and prediction take, made of what they are given; see `notebooks/02_preprocessing.ipynb`.
+
+    A Subset of FashionMNIST becomes the selection, a TensorDataset of images and labels the data set; with
+    `labels=False` images alone, uint8 [N, 28, 28], do (their labels are 0). Whatever has images or features, and
+    labels, is returned as it is. Raises DataError for anything else.
+    """
+    if hasattr(data, "labels") and (hasattr(data, "images") or hasattr(data, "features")):
+        return data
+    if isinstance(data, Subset) and hasattr(data.dataset, "select"):
+        return data.dataset.select(data.indices)
+    if isinstance(data, Subset) and isinstance(data.dataset, Subset | TensorDataset):
+        return as_images(data.dataset).select(data.indices)
+    if isinstance(data, TensorDataset) and len(data.tensors) == 2:
+        return FashionMNIST(*data.tensors)
+    if isinstance(data, torch.Tensor) and not labels:
+        return FashionMNIST(data, torch.zeros(len(data), dtype=torch.int64))
+    kind = type(data).__name__ + (f" of {type(data.dataset).__name__}" if isinstance(data, Subset) else "")
+    raise DataError(
+        f"A {kind} has no images and labels to take: pass FashionMNIST(images, labels) or what load() gives."
+    )
+
+
 def train_val_split(dataset: FashionMNIST, val: int = 5000, seed: int = 0) -> tuple[FashionMNIST, FashionMNIST]:
     """Split into (train, validation) with `val` images in the second, both with the classes in the same proportions.
 
@@ -138,7 +161,10 @@ def make_loader(
 
     Two loaders with the same seed give the same order. Of each batch, process number `process` of `processes` gets
     every `processes`-th image, so that together they see each image once. See `notebooks/02_preprocessing.ipynb`.
+    Raises DataError for a `batch_size` below 1.
     """
+    if batch_size < 1:
+        raise DataError(f"batch_size={batch_size}: a batch needs at least 1 image.")
     # Its own generator: the order then depends on nothing else that draws random numbers, nor disturbs it.
     generator = torch.Generator().manual_seed(seed)
     # Batch normalisation cannot learn from a single image, so a last training batch of one is left out of the epoch.

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from fmnist_utils.cache import CachedFeatures, as_input
-from fmnist_utils.data import CLASSES, FashionMNIST, make_loader
+from fmnist_utils.data import CLASSES, FashionMNIST, as_images, make_loader
 from fmnist_utils.models import Classifier
 from fmnist_utils.results import (
     hardware,
@@ -43,13 +43,15 @@ __all__ = [
 
 
 @torch.no_grad()
-def predict(model: Classifier, data: Dataset, batch_size: int = 250, flip: bool = False) -> np.ndarray:
+def predict(model: Classifier, data: Dataset | torch.Tensor, batch_size: int = 250, flip: bool = False) -> np.ndarray:
     """Class probabilities, float32 [N, 10], of images or of :class:`~fmnist_utils.cache.CachedFeatures`.
 
+    Images may be a data set, a ``Subset`` of one or a tensor, uint8 [N, 28, 28].
     ``flip`` gives the mean over each image and its mirror image, and features with several views the mean over the
     views (test-time augmentation; Simonyan & Zisserman, 2015, section 3.2). Several processes share the images, and all
     get the whole.
     """
+    data = as_images(data, labels=False)
     model.eval()
     device = next(model.head.parameters()).device
     cached = isinstance(data, CachedFeatures)
