@@ -8,6 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -32,7 +33,8 @@ def save_model(model: Classifier, path: str | Path, **card) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     # Both are complete before either replaces an earlier file, because they only load together.
     with replacing(file) as temporary, replacing(text) as temporary_text:
-        save_file(_different_from_named_weights(model), temporary)
+        # What the card says of the architecture stands in the hashed file, too: a damaged card would build another one.
+        save_file(_different_from_named_weights(model), temporary, {"built": _built(model.config, model.weights)})
         card = {**card, "model": model.config, "weights": model.weights, "sha256": file_sha256(temporary)}
         temporary_text.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8", newline="\n")
     return file
@@ -53,6 +55,9 @@ def load_model(path: str | Path) -> Classifier:
         raise ValueError(f"{text} is not the card of a saved model: it lacks model, weights or sha256.")
     if (digest := file_sha256(file)) != card["sha256"]:
         raise ValueError(f"{file} does not belong to {text.name} (SHA-256 {digest[:12]}…): copy both files again.")
+    with safe_open(file, "pt") as tensors:  # files of version 0.1.0 have no metadata
+        if (tensors.metadata() or {}).get("built", built := _built(card["model"], card["weights"])) != built:
+            raise ValueError(f"{text} is damaged: it does not describe {file.name}. Copy both files again.")
     try:
         model = build_model(**card["model"], weights_sha256=card["weights"].partition(":")[2])
     except TypeError as error:  # an argument of an earlier or later version
@@ -63,6 +68,10 @@ def load_model(path: str | Path) -> Classifier:
             "Restore data/weights/ from the repository."
         )
     return load_state(model, load_file(file), file).eval()
+
+
+def _built(config: dict, weights: str) -> str:
+    return json.dumps([config, weights], sort_keys=True)
 
 
 def load_state(model: Classifier, state: dict[str, Tensor], source: str | Path) -> Classifier:
