@@ -42,7 +42,7 @@ def profile() -> str:
     Read from the environment variable ``FMNIST_PROFILE``; without it, ``full`` where there is a CUDA GPU and ``cpu``
     elsewhere. Raises ``ValueError`` for any other name.
     """
-    name = os.environ.get("FMNIST_PROFILE")
+    name = os.environ.get("FMNIST_PROFILE", "").strip()
     if not name:
         import torch
 

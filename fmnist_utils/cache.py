@@ -20,11 +20,12 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from fmnist_utils import check_name
-from fmnist_utils.data import FashionMNIST, fingerprint, replacing, row_numbers
+from fmnist_utils.data import FashionMNIST, as_images, fingerprint, replacing, row_numbers
 from fmnist_utils.models import Classifier
 from fmnist_utils.scale.engines import OpenVINOEngine, TorchEngine, default_device, half_precision
 from fmnist_utils.scale.processes import exchange, from_first, is_first, rank_and_count, shares, wait
 from fmnist_utils.scale.storage import allocate, new_file, open_file
+from fmnist_utils.sources.files import expanded
 
 __all__ = ["CachedFeatures", "PrefixPass", "as_input", "cache_features", "prefix_key"]
 
@@ -136,6 +137,9 @@ def cache_features(
     ``OSError`` where the disk is too small and ``ImportError`` where OpenVINO is wanted but not installed.
     """
     check_name("engine", engine, ("torch", "openvino"))
+    dataset = as_images(dataset)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: a batch needs at least 1 image.")
     if calibration is not None and engine != "openvino":
         raise ValueError('Only engine="openvino" takes calibration images.')
     rank_and_count()  # connects the processes before the GPU is used, so that each has its own
@@ -153,7 +157,7 @@ def cache_features(
     if engine == "openvino":
         settings += (engine, calibrated)
     key = fingerprint(repr(settings), dataset.images)[:16]
-    store = Path(folder) / f"{key}.npy" if folder else None
+    store = expanded(folder) / f"{key}.npy" if folder else None
     if store and (found := from_first(lambda: _read_report(store))):
         report, features = PrefixPass(**found, reused=True), open_file(store)
     else:

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -33,7 +34,8 @@ def save_model(model: Classifier, path: str | Path, **card) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     # Both are complete before either replaces an earlier file, because they only load together.
     with replacing(file) as temporary, replacing(text) as temporary_text:
-        save_file(_different_from_named_weights(model), temporary)
+        # What the card says of the architecture stands in the hashed file, too: a damaged card would build another one.
+        save_file(_different_from_named_weights(model), temporary, {"built": _built(model.config, model.weights)})
         card = {**card, "model": model.config, "weights": model.weights, "sha256": file_sha256(temporary)}
         temporary_text.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8", newline="\n")
     return file
@@ -48,6 +50,9 @@ def load_model(path: str | Path) -> Classifier:
     (file, text), card = card_and_file(path), read_card(path)
     if (digest := file_sha256(file)) != card["sha256"]:
         raise ValueError(f"{file} does not belong to {text.name} (SHA-256 {digest[:12]}…): copy both files again.")
+    with safe_open(file, "pt") as tensors:  # files of version 0.1.0 have no metadata
+        if (tensors.metadata() or {}).get("built", built := _built(card["model"], card["weights"])) != built:
+            raise ValueError(f"{text} is damaged: it does not describe {file.name}. Copy both files again.")
     try:
         model = build_model(**card["model"], weights_sha256=card["weights"].partition(":")[2])
     except TypeError as error:  # an argument of an earlier or later version
@@ -78,6 +83,10 @@ def saved_models(folder: Path = ROOT / "data" / "models") -> dict[str, Path]:
     """Name and path, without ending, of every model saved in ``folder``."""
     cards = sorted(folder.glob("*.json"))
     return {card.stem: card.with_suffix("") for card in cards if card.with_suffix(".safetensors").is_file()}
+
+
+def _built(config: dict, weights: str) -> str:
+    return json.dumps([config, weights], sort_keys=True)
 
 
 def load_state(model: Classifier, state: dict[str, Tensor], source: str | Path) -> Classifier:

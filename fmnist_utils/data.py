@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, Subset, TensorDataset
 
 from fmnist_utils.scale.processes import BatchShare
 from fmnist_utils.sources import csv_files, idx
-from fmnist_utils.sources.files import DataError, check_labels, replacing, shown
+from fmnist_utils.sources.files import DataError, check_labels, expanded, replacing, shown
 from fmnist_utils.sources.idx import read_idx
 
 __all__ = [
-    "CLASSES", "DataError", "FashionMNIST", "fingerprint", "load", "make_loader", "read_csv", "read_idx", "replacing",
-    "row_numbers", "train_val_split", "write_csv",
+    "CLASSES", "DataError", "FashionMNIST", "as_images", "fingerprint", "load", "make_loader", "read_csv", "read_idx",
+    "replacing", "row_numbers", "train_val_split", "write_csv",
 ]  # fmt: skip
 
 CLASSES: tuple[str, ...] = (
@@ -78,16 +78,15 @@ def load(split: str = "train", source: str | Path | None = None) -> FashionMNIST
     Without `source`: from `data/fashion-mnist`, else from torchvision's or Keras's cache, else downloaded; what is
     found must match the published SHA-256. `source` may be a folder of IDX files (`.gz` or not, or a torchvision
     root), whose structure is checked, or a `.csv` or `.csv.gz` file, which is read whole whatever the split.
-    Raises DataError when nothing is found, or what is found is damaged.
+    Raises DataError when nothing is found, or what is found is damaged; warns where a folder holds MNIST's digits.
     """
     if split not in idx.PUBLISHED:
         raise DataError(f'There is no split {split!r}. Ask for "train" or "test".')
     if source is None:
         return _dataset(*idx.read_published(split))
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
-        torchvision_folder = path / "FashionMNIST" / "raw"
-        return _dataset(*idx.read_folder(torchvision_folder if torchvision_folder.is_dir() else path, split))
+        return _dataset(*idx.read_folder(idx.data_folder(path, split), split))
     if path.exists() and not path.name.lower().endswith((".csv", ".csv.gz")):
         raise DataError(f"{path} is a file, but not a .csv or .csv.gz. For IDX files, give the folder they are in.")
     return read_csv(path)
@@ -98,8 +97,9 @@ def read_csv(path: str | Path) -> FashionMNIST:
 
     Raises DataError naming the line (the header is line 1), column and value of the first thing that is wrong.
     """
+    path = expanded(path)
     table = csv_files.read_table(path)
-    return _dataset(table[:, 1:].reshape(-1, 28, 28), table[:, 0], shown(Path(path)))
+    return _dataset(table[:, 1:].reshape(-1, 28, 28), table[:, 0], shown(path))
 
 
 def write_csv(dataset: FashionMNIST, path: str | Path) -> None:
@@ -108,7 +108,7 @@ def write_csv(dataset: FashionMNIST, path: str | Path) -> None:
     Raises DataError for a name that is not `.csv` or `.csv.gz` or a folder that does not exist, OSError when the disk
     refuses.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.name.lower().endswith((".csv", ".csv.gz")) or not path.parent.is_dir():
         raise DataError(f"{path}: give a name that ends in .csv or .csv.gz, in a folder that exists.")
     table = np.column_stack([dataset.labels.numpy().astype(np.uint8), dataset.images.numpy().reshape(-1, 784)])
@@ -117,6 +117,29 @@ def write_csv(dataset: FashionMNIST, path: str | Path) -> None:
         content = gzip.compress(content, compresslevel=6, mtime=0)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def as_images(data: Dataset | torch.Tensor, labels: bool = True) -> Dataset:
+    """What training and prediction take, made of what they are given.
+
+    A Subset of FashionMNIST becomes the selection, a TensorDataset of images and labels the data set; with
+    `labels=False` images alone, uint8 [N, 28, 28], do (their labels are 0). Whatever has images or features, and
+    labels, is returned as it is. Raises DataError for anything else.
+    """
+    if hasattr(data, "labels") and (hasattr(data, "images") or hasattr(data, "features")):
+        return data
+    if isinstance(data, Subset) and hasattr(data.dataset, "select"):
+        return data.dataset.select(data.indices)
+    if isinstance(data, Subset) and isinstance(data.dataset, Subset | TensorDataset):
+        return as_images(data.dataset).select(data.indices)
+    if isinstance(data, TensorDataset) and len(data.tensors) == 2:
+        return FashionMNIST(*data.tensors)
+    if isinstance(data, torch.Tensor) and not labels:
+        return FashionMNIST(data, torch.zeros(len(data), dtype=torch.int64))
+    kind = type(data).__name__ + (f" of {type(data.dataset).__name__}" if isinstance(data, Subset) else "")
+    raise DataError(
+        f"A {kind} has no images and labels to take: pass FashionMNIST(images, labels) or what load() gives."
+    )
 
 
 def train_val_split(dataset: FashionMNIST, val: int = 5000, seed: int = 0) -> tuple[FashionMNIST, FashionMNIST]:
@@ -138,7 +161,10 @@ def make_loader(
 
     Two loaders with the same seed give the same order. Of each batch, process number `process` of `processes` gets
     every `processes`-th image, so that together they see each image once. See `notebooks/02_preprocessing.ipynb`.
+    Raises DataError for a `batch_size` below 1.
     """
+    if batch_size < 1:
+        raise DataError(f"batch_size={batch_size}: a batch needs at least 1 image.")
     # Its own generator: the order then depends on nothing else that draws random numbers, nor disturbs it.
     generator = torch.Generator().manual_seed(seed)
     # Batch normalisation cannot learn from a single image, so a last training batch of one is left out of the epoch.

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from fmnist_utils.cache import CachedFeatures, as_input
-from fmnist_utils.data import CLASSES, FashionMNIST, make_loader
+from fmnist_utils.data import CLASSES, FashionMNIST, as_images, make_loader
 from fmnist_utils.models import Classifier
 from fmnist_utils.results import (
     hardware,
@@ -46,14 +46,13 @@ __all__ = [
 def predict(model: Classifier, data: Dataset | torch.Tensor, batch_size: int = 250, mirror: bool = False) -> np.ndarray:
     """Class probabilities, float32 [N, 10], of images or of :class:`~fmnist_utils.cache.CachedFeatures`.
 
-    ``data`` may also be images without labels, uint8 [N, 28, 28].
+    Images may be a data set, a ``Subset`` of one, or uint8 [N, 28, 28] without labels.
     ``mirror`` gives the mean over each image and its mirror image, and features with several views the mean over the
     views (test-time augmentation; Simonyan & Zisserman, 2015, section 3.2). Several processes share the images, and all
     get the whole.
     """
+    data = as_images(data, labels=False)
     model.eval()
-    if isinstance(data, torch.Tensor):
-        data = FashionMNIST(data, torch.zeros(len(data), dtype=torch.int64))  # the labels are not looked at
     device = next(model.head.parameters()).device
     cached = isinstance(data, CachedFeatures)
     if cached:

@@ -62,6 +62,8 @@ class Settings:
         processes = rank_and_count()[1]
         if self.epochs < 1:
             raise ValueError(f"epochs={self.epochs}: train for at least 1.")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: a batch needs at least 1 image.")
         if self.batch_size < processes:
             raise ValueError(
                 f"batch_size={self.batch_size} is too small for {processes} processes: each needs an image."
@@ -126,6 +128,11 @@ class Run:
     ) -> None:
         self.model, self.plain, self.settings, self.accelerator = model, part, s, accelerator
         model.to(accelerator.device)
+        if min(s.batch_size, len(train)) == 1 and any(isinstance(layer, nn.BatchNorm1d) for layer in part.modules()):
+            raise ValueError(
+                "This model has batch normalisation, which cannot learn from batches of one image: train on at least 2 "
+                "images with batch_size=2 or more."
+            )
         train, val = (on_device(data, accelerator.device) for data in (train, val))
         rank, processes = rank_and_count()
         self.loader = make_loader(train, s.batch_size, shuffle=True, seed=s.seed, process=rank, processes=processes)

@@ -20,10 +20,10 @@ from torchvision.transforms.v2 import CutMix, MixUp
 from tqdm import tqdm
 
 from fmnist_utils.cache import CachedFeatures, as_input
-from fmnist_utils.data import CLASSES, fingerprint
+from fmnist_utils.data import CLASSES, as_images, fingerprint
 from fmnist_utils.models import Classifier, set_trainable
 from fmnist_utils.resume import Checkpoint
-from fmnist_utils.scale.accelerator import accelerator
+from fmnist_utils.scale.accelerator import accelerator, can_compile
 from fmnist_utils.scale.processes import JointBatchNorm, batch_weights, rank_and_count, total
 from fmnist_utils.settings import Run, Settings, averaged
 
@@ -47,7 +47,8 @@ def fit(
     :class:`~fmnist_utils.cache.CachedFeatures` of this model; with features only the layers behind the freeze border
     run. ``settings`` are those of :class:`Settings`: ``epochs``, ``batch_size``, ``lr`` and so on. To a GPU the data
     move once, if they take less than half of its free memory. ``compile`` passes the model through ``torch.compile``,
-    which pays in long trainings only; the history's column ``compile_seconds`` says what it took.
+    which pays in long trainings only; the history's column ``compile_seconds`` says what it took. Where no compiler
+    works, a warning says so, and the training is the same without it.
 
     Started by ``torchrun`` or ``accelerate launch`` in several processes, each computes its part of every batch (of
     ``batch_size`` images in all), gradients, BatchNorm's statistics and metrics are those of the whole, and the first
@@ -70,6 +71,8 @@ def fit(
     ``FloatingPointError`` when the loss is no longer a number. Explained in notebooks/03_vgg16_transfer_learning.ipynb.
     """
     s = Settings(**settings)
+    train, val = as_images(train), as_images(val)
+    compile = compile and can_compile()
     if s.mix and isinstance(train, CachedFeatures):
         raise ValueError(f"mix={s.mix!r} mixes images, which cached features are not: pass the images to fit().")
     part = _trainable_part(model, train, val).to(memory_format=torch.channels_last)

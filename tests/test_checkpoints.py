@@ -1,6 +1,7 @@
 """A saved model is the model you had, whatever was trained, frozen or wrapped; what cannot come back is said."""
 
 import json
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -140,16 +141,16 @@ def test_what_would_not_come_back_is_refused(exchange, words, tmp_path):
     ],
 )
 def test_card_that_does_not_fit_is_named(card, words, tmp_path):
-    save_model(build_model("small_cnn", weights=None, image_size=12), tmp_path / "model")
+    file = save_model(build_model("small_cnn", weights=None, image_size=12), tmp_path / "model")
+    save_file(load_file(file), file)  # without the metadata that tell a damaged card, as version 0.1.0 did
     text = tmp_path / "model.json"
-    text.write_text(card if isinstance(card, str) else json.dumps(json.loads(text.read_text()) | card))
+    fitting = json.loads(text.read_text()) | {"sha256": sha256(file.read_bytes()).hexdigest()}
+    text.write_text(card if isinstance(card, str) else json.dumps(fitting | card))
     with pytest.raises(ValueError, match=words):
         load_model(tmp_path / "model")
 
 
 def test_tensors_of_another_model_are_named(tmp_path):
-    from hashlib import sha256
-
     file = save_model(build_model("small_cnn", weights=None, image_size=12), tmp_path / "model")
     state = load_file(file)
     save_file(state | {"head.wings": torch.zeros(1), "head.2.bias": torch.zeros(3)}, file)

@@ -1,6 +1,7 @@
 """`fmnist_utils.data` against independent readers (torchvision, struct, pandas) on the real, bundled files."""
 
 import gzip
+import hashlib
 import pickle
 import struct
 from collections import Counter
@@ -293,6 +294,82 @@ def test_load_refuses_what_is_neither_folder_nor_csv(tmp_path):
         assert_explains(error, str(tmp_path / source), fragment)
     with pytest.raises(DataError, match="'validation'"):
         data.load("validation")
+
+
+# Files that are not what their name says
+
+
+@pytest.mark.parametrize(
+    "name, content, fragment",
+    [
+        ("a.csv", b"PK\x03\x04" + b"\0" * 50, "zip archive. Unpack it"),
+        ("a.csv.gz", b"PK\x03\x04" + b"\0" * 50, "zip archive. Unpack it"),
+        ("b.csv", gzip.compress(b"label,pixel1"), "Put .gz behind its name"),
+        ("b.csv.gz", gzip.compress(gzip.compress(b"label")), "uncompressed, is compressed by gzip"),
+        ("c.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
+        ("c.csv.gz", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
+        ("d.csv", b"\n<!DOCTYPE html><html>", "web page"),
+        (TEST_FILES[0], gzip.compress(b"\0\0"), "Put .gz behind its name"),
+        (f"{TEST_FILES[0]}.gz", b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+    ],
+)
+def test_disguised_files_get_the_right_advice(name, content, fragment, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as error:
+        data.load("test", tmp_path / name if ".csv" in name else tmp_path)
+    assert_explains(error, str(tmp_path / name), fragment)
+
+
+def test_folders_named_like_data_files_are_no_data_files(tmp_path, test_set):
+    folder = put_published(tmp_path)
+    for name in TEST_FILES:
+        (folder / name).mkdir()
+    assert same(data.load("test", folder), test_set)
+
+
+@pytest.mark.parametrize("folder", [".", "fashion.csv"])
+def test_folder_of_csv_files_names_one_to_give(folder, tmp_path, test_set):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    data.write_csv(test_set.subset(10), tmp_path / folder / "few.csv")
+    with pytest.raises(DataError) as error:
+        data.load("test", tmp_path / folder)
+    assert_explains(error, "has few.csv", str(tmp_path / folder / "few.csv"), "instead of the folder")
+
+
+@pytest.mark.parametrize("below", ["", "FashionMNIST", "FashionMNIST/raw"])
+def test_torchvision_folders_are_found_at_every_level(below, torchvision_root, test_set):
+    assert same(data.load("test", torchvision_root / below), test_set)
+
+
+def test_files_beside_another_copy_are_the_ones_that_are_read(tmp_path):
+    put_published(tmp_path / "raw")
+    assert len(data.load("test", put(tmp_path, idx(IMAGES), idx(LABELS)))) == 3
+
+
+def test_handwritten_digits_are_called_by_their_name(tmp_path, monkeypatch):
+    images, labels = idx(IMAGES), idx(LABELS)
+    folder = put(tmp_path / "MNIST" / "raw", images, labels)
+    monkeypatch.setattr(idx_files, "_MNIST", {hashlib.sha256(labels).hexdigest()})
+    with pytest.warns(UserWarning, match="MNIST's handwritten digits, not Fashion-MNIST"):
+        assert data.load("test", tmp_path / "MNIST").source == f"{folder} (MNIST's handwritten digits)"
+
+
+def test_home_is_where_a_tilde_says(home, test_set):
+    data.write_csv(test_set.subset(10), "~/few.csv")
+    assert (home / "few.csv").is_file()
+    assert data.read_csv("~/few.csv").source == data.load("test", "~/few.csv").source == "~/few.csv"
+
+
+def test_without_a_home_folder_only_what_needs_it_fails(project, monkeypatch, test_set):
+    def no_home(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(Path, "expanduser", lambda path: no_home() if str(path).startswith("~") else path)
+    put_published(project / "data/fashion-mnist")
+    assert same(data.load("test"), test_set)
+    with pytest.raises(DataError, match=r"~/few.csv: there is no such home folder\. Give the whole path, or set HOME"):
+        data.load("test", "~/few.csv")
 
 
 # CSV

@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from fmnist_utils.models import build_model, set_trainable
 from fmnist_utils.preprocess import Augment
 from fmnist_utils.recipes import __main__ as command
 from fmnist_utils.recipes import runner
-from fmnist_utils.results import default_folder, load_predictions, save_result
+from fmnist_utils.results import default_folder, load_predictions
 from fmnist_utils.settings import Settings
 
 TINY_CNN = {
@@ -79,7 +80,7 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "load", splits.get)
     monkeypatch.setattr(runner, "train_val_split", functools.partial(data.train_val_split, val=200))
     monkeypatch.setattr(runner, "ROOT", tmp_path)
-    monkeypatch.setattr(runner, "save_result", functools.partial(save_result, folder=tmp_path / "results"))
+    monkeypatch.setattr(runner, "default_folder", lambda: tmp_path / "results")
     monkeypatch.setitem(recipes.RECIPES, "tiny-cnn", TINY_CNN)
     monkeypatch.setitem(recipes.RECIPES, "tiny-vgg", TINY_VGG)
 
@@ -175,11 +176,27 @@ def test_unknown_recipe_is_refused_with_the_nearest_known_one():
         recipes.run("vgg16-frosen")
 
 
-@pytest.mark.parametrize(("options", "folder"), [([], "runs"), (["--record"], "results")])
+@pytest.mark.parametrize("place", ["results", "cache", "checkpoint"])
+def test_a_folder_that_cannot_be_written_to_is_named_before_training(place, run, monkeypatch, tmp_path):
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setattr(runner, "build_model", None)  # what a run would call first
+    with pytest.raises(OSError, match=r"Nothing can be written to .*a file/below \(Not a directory\)"):
+        run("tiny-cnn", **{place: tmp_path / "a file" / "below"})
+
+
+def test_results_go_to_the_folder_that_is_given(run, tmp_path):
+    run("tiny-cnn", results=tmp_path / "mine")
+    assert {p.name for p in (tmp_path / "mine").iterdir()} == {"tiny-cnn-smoke.json", "predictions"}
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "folder"), [([], "runs"), (["--record"], "results"), (["--results", "elsewhere"], "elsewhere")]
+)
 def test_command_records_on_request_only(monkeypatch, capsys, options, folder):
     def run(name, **settings):
         assert "record" not in settings
-        return default_folder() / f"{name}-smoke.json"
+        return Path(settings["results"] or default_folder()) / f"{name}-smoke.json"
 
     monkeypatch.setenv("FMNIST_RECORD", "0")  # so that it is put back
     monkeypatch.setattr(command, "run", run)

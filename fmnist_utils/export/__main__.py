@@ -8,18 +8,19 @@ from fmnist_utils.checkpoints import load_model, read_card, saved_models
 from fmnist_utils.data import load, train_val_split
 from fmnist_utils.export import litert
 from fmnist_utils.export.onnx import export_litert, export_onnx, parity
+from fmnist_utils.sources.files import expanded
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="a model in data/models, or the path of a saved one without its ending")
-    parser.add_argument("--folder", type=Path, default=Path("exports"), help="where the files go (exports)")
+    parser.add_argument("--folder", type=expanded, default=Path("exports"), help="where the files go (exports)")
     parser.add_argument("--int8", action="store_true", help="quantise it; ONNX with 512 training images")
     parser.add_argument("--litert", action="store_true", help="a .tflite file instead; sets up an environment, once")
     parser.add_argument("--environment", type=Path, help="folder for --litert (data/cache/litert-environment)")
     arguments = parser.parse_args()
     shipped = saved_models()
-    path = shipped.get(arguments.name, Path(arguments.name))
+    path = shipped.get(arguments.name, expanded(arguments.name))
     if not path.with_name(path.name + ".json").is_file():
         try:
             check_name("model", arguments.name, tuple(shipped))

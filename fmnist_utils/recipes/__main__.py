@@ -23,7 +23,9 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", nargs="?", const=ROOT / "data" / "checkpoints", help="folder to resume from (data/checkpoints)"
     )
-    parser.add_argument("--record", action="store_true", help="write to results/ instead of runs/")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--record", action="store_true", help="write to results/ instead of runs/")
+    where.add_argument("--results", metavar="FOLDER", help="write to this folder instead of runs/")
     arguments = vars(parser.parse_args())
     if arguments.pop("record"):
         os.environ["FMNIST_RECORD"] = "1"

@@ -16,8 +16,9 @@ from fmnist_utils.data import FashionMNIST, load, train_val_split
 from fmnist_utils.evaluate import measure, predict
 from fmnist_utils.models import Classifier, build_model, set_trainable
 from fmnist_utils.recipes.table import IMAGES, RECIPES, leave_out, of_profile
-from fmnist_utils.results import save_result
+from fmnist_utils.results import check_writable, default_folder, save_result
 from fmnist_utils.scale.processes import from_first, is_first, rank_and_count
+from fmnist_utils.sources.files import expanded
 from fmnist_utils.train import fit_phases
 
 
@@ -41,6 +42,7 @@ def run(
     cache: str | Path | None = None,
     checkpoint: str | Path | None = None,
     save: bool = False,
+    results: str | Path | None = None,
     verbose: bool = True,
 ) -> Path:
     """Train recipe ``name`` once per seed, evaluate each once on the test set, write the result file; returns its path.
@@ -49,14 +51,19 @@ def run(
     seed, and history and predictions are those of the first. ``random_weights`` trains the same recipe without
     pretrained weights and says so in its name, as does ``without``, a list of ``INGREDIENTS``.
     ``cache`` is a folder for the features of frozen layers (in memory without it), ``checkpoint`` one from which an
-    interrupted run goes on. ``save`` puts the first seed's model into ``data/models/``. Under ``torchrun`` or
+    interrupted run goes on. ``save`` puts the first seed's model into ``data/models/``. ``results`` is the folder for
+    the result, that of ``fmnist_utils.results.default_folder`` unless given. Under ``torchrun`` or
     ``accelerate launch`` the processes share the work.
 
-    Raises ``ValueError`` for an unknown name or an ingredient that the recipe does not have. Used in
-    notebooks/03_vgg16_transfer_learning.ipynb and notebooks/04_resnet50_fine_tuning.ipynb.
+    Raises ``ValueError`` for an unknown name or an ingredient that the recipe does not have and, before training,
+    ``OSError`` where one of the folders cannot be written to. Used in notebooks/03_vgg16_transfer_learning.ipynb and
+    notebooks/04_resnet50_fine_tuning.ipynb.
     """
     check_name("recipe", name, tuple(RECIPES))
     recipe = functools.reduce(leave_out, without, RECIPES[name])
+    folder = expanded(results) if results else default_folder()
+    written = (folder, cache, checkpoint, save and ROOT / "data" / "models")
+    from_first(lambda: [check_writable(expanded(place)) for place in written if place])
     title, splits = "-without-".join([name, *without]) + "-random-weights" * random_weights, _splits(recipe)
     model_settings = {k: of_profile(v) for k, v in recipe["model"].items()}
     if random_weights:
@@ -71,7 +78,7 @@ def run(
         began = time.perf_counter()
         model = build_model(**model_settings, seed=seed)
         inputs, prefix_pass, earlier = _inputs(model, recipe, splits, inputs, cache, verbose)
-        progress = Path(checkpoint) / f"{title}-{profile()}-seed{seed}" if checkpoint else None
+        progress = expanded(checkpoint) / f"{title}-{profile()}-seed{seed}" if checkpoint else None
         # Features that an earlier seed or run computed count as if it were this one.
         began -= earlier
         runs.append(_train_and_test(model, recipe, splits, inputs, progress, seed, prefix_pass, began, verbose))
@@ -83,7 +90,7 @@ def run(
         card = _card(title, command, runs[0], _mirrors(recipe), splits)
         from_first(lambda: save_model(runs[0].model, ROOT / "data" / "models" / title, **card))
     engine = inputs["train"].report.engine if isinstance(inputs["train"], CachedFeatures) else "no cache"
-    facts = {"seeds": seeds, "engine": engine, "processes": rank_and_count()[1], "command": command}
+    facts = {"folder": folder, "seeds": seeds, "engine": engine, "processes": rank_and_count()[1], "command": command}
     facts |= {"views": recipe.get("views", 1), "mirror": _mirrors(recipe)}
     return _write(title, runs, splits, facts)
 

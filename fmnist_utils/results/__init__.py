@@ -8,6 +8,7 @@ from fmnist_utils.results.reading import load_predictions, load_results
 from fmnist_utils.results.schema import Result, read_record
 from fmnist_utils.results.tables import benchmarks_table, results_table, update_readme, with_tables
 from fmnist_utils.results.writing import (
+    check_writable,
     default_folder,
     save_benchmark,
     save_figure,
@@ -19,6 +20,7 @@ from fmnist_utils.results.writing import (
 __all__ = [
     "Result",
     "benchmarks_table",
+    "check_writable",
     "default_folder",
     "hardware",
     "load_predictions",

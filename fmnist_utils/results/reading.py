@@ -12,6 +12,7 @@ import torch
 
 from fmnist_utils import ROOT, check_name
 from fmnist_utils.results.schema import Result, records_in
+from fmnist_utils.sources.files import shown
 
 
 def load_results(
@@ -36,13 +37,18 @@ def load_predictions(run: str, split: str = "test", folder: Path = ROOT / "resul
 
     They belong to the run's first seed; the images are those of ``load("test")`` or of ``train_val_split``. Those of
     your own runs are in ``folder=ROOT / "runs"``. Raises ``FileNotFoundError`` with the names there are, and
-    ``ValueError`` for an unknown split.
+    ``ValueError`` for an unknown split or, naming it, a damaged file.
     """
     path = folder / "predictions" / f"{run}.npz"
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in path.parent.glob("*.npz")))
         own = " Your own runs are read with folder=ROOT / 'runs'." if folder == ROOT / "results" else ""
         raise FileNotFoundError(f"No predictions of a run {run!r} in {path.parent}; there are: {names or 'none'}.{own}")
-    with np.load(path) as file:
-        check_name("split", split, tuple(file.files))
-        return torch.from_numpy(file[split].astype(np.float32)).softmax(1).numpy()
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name].astype(np.float32) for name in file.files}
+    except Exception as error:  # of many kinds: a zip file can be damaged in many places
+        problem = f"it is not a sound .npz file ({error})"
+        raise ValueError(f"{shown(path)} cannot be used: {problem}. Make it again, or copy it again.") from error
+    check_name("split", split, tuple(arrays))
+    return torch.from_numpy(arrays[split]).softmax(1).numpy()

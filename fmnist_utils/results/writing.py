@@ -5,6 +5,7 @@ Used in ``notebooks/03_vgg16_transfer_learning.ipynb``.
 
 import json
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fmnist_utils import ROOT, profile
 from fmnist_utils.models import Classifier, summary
 from fmnist_utils.results.machine import peak_memory_mb, where_and_when
 from fmnist_utils.results.schema import Result
-from fmnist_utils.sources.files import replacing
+from fmnist_utils.sources.files import replacing, shown
 
 
 def default_folder() -> Path:
@@ -24,10 +25,26 @@ def default_folder() -> Path:
     The option ``--record`` of the commands sets this environment variable, which notebooks started by them inherit.
     Raises ``ValueError`` where it is neither empty nor ``0`` nor ``1``.
     """
-    record = os.environ.get("FMNIST_RECORD", "")
+    record = os.environ.get("FMNIST_RECORD", "").strip()
     if record not in ("", "0", "1"):
         raise ValueError(f"FMNIST_RECORD={record!r} is not known: set it to 1 to write to results/, or take it away.")
     return ROOT / ("results" if record == "1" else "runs")
+
+
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` and try to write there; raises ``OSError``, which says why, where that is not possible.
+
+    So a run whose result would be lost ends before it begins.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise OSError(
+            f"Nothing can be written to {shown(folder)} ({error.strerror}): make it writable, or give another folder "
+            "with --results."
+        ) from error
 
 
 def save_result(

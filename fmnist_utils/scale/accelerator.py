@@ -1,7 +1,9 @@
 """Accelerate for one training: device, precision, compilation, several processes; and data that move to a GPU once."""
 
 import copy
+import random
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from fmnist_utils.scale.engines import half_precision
+from fmnist_utils.scale.engines import default_device, find_compiler, half_precision
 from fmnist_utils.scale.processes import on_cpu, rank_and_count
 
 
@@ -38,6 +40,22 @@ def accelerator(part: nn.Module, mixed_precision: str, compile: bool) -> Iterato
         for layer in part.modules():
             vars(layer).pop("forward", None)
             vars(layer).pop("_original_forward", None)
+
+
+def can_compile() -> bool:
+    """Whether torch.compile works here, tried on one small function; warns with the reason where it does not."""
+    device = "cpu" if on_cpu() else default_device()
+    if device == "cpu" and not find_compiler():
+        problem = "no C++ compiler is found"
+    else:
+        addend = random.SystemRandom().random()  # code that nobody has compiled yet
+        try:
+            torch.compile(lambda x: x.sin() + addend)(torch.zeros(2, device=device))
+            return True
+        except Exception as error:  # whatever a compiler that is present but does not work may raise
+            problem = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+    warnings.warn(f"compile=True is left out, because compiling does not work here ({problem}).", stacklevel=3)
+    return False
 
 
 def choose_precision(wanted: str) -> str:

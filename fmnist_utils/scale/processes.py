@@ -6,6 +6,7 @@ commands, ``benchmarks/SCALING.md`` the arithmetic.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 def rank_and_count() -> tuple[int, int]:
     """(number of this process, from 0; how many there are). The first call connects them, by Accelerate."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if _started() == 1:
         return 0, 1
     from accelerate import PartialState
 
@@ -30,7 +31,23 @@ def rank_and_count() -> tuple[int, int]:
 
 def on_cpu() -> bool:
     """Whether several processes must be told to use the CPU: without it each would train on its own, unconnected."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
+    return _started() > 1 and not torch.cuda.is_available()
+
+
+def _started() -> int:
+    """How many processes a launcher has started; 1 where WORLD_SIZE alone is left over from something else."""
+    text = os.environ.get("WORLD_SIZE", "1").strip()
+    if text == "1":
+        return 1
+    if text.isdecimal() and {"RANK", "MASTER_ADDR"} <= os.environ.keys():
+        return int(text)
+    del os.environ["WORLD_SIZE"]  # which Accelerate would believe
+    warnings.warn(
+        f"WORLD_SIZE={text} is ignored, because RANK and MASTER_ADDR, which torchrun sets with it, are missing. "
+        "Several processes are started by torchrun or accelerate launch.",
+        stacklevel=2,
+    )
+    return 1
 
 
 def is_first() -> bool:

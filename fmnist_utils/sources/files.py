@@ -17,16 +17,34 @@ class DataError(ValueError):
     """The data cannot be used; the message says where (file, line, column, value) and what to do about it."""
 
 
+#: What files often are that are not what their name says: how they begin, and what to do about it.
+_DISGUISES = (
+    (b"version https://git-lfs", "is a Git LFS pointer, not the data", "Run git lfs pull where the file comes from"),
+    (b"PK\x03\x04", "is a zip archive", "Unpack it, and give the file that was in it"),
+    (b"\x1f\x8b", "is compressed by gzip", "Put .gz behind its name, or uncompress it"),
+    (b"BZh", "is compressed by bzip2", "Uncompress it"),
+    (b"\xfd7zXZ", "is compressed by xz", "Uncompress it"),
+    (b"7z\xbc\xaf", "is a 7z archive", "Unpack it, and give the file that was in it"),
+    (b"<!doctype html", "is a web page", "Use the page's download button, and give the file that comes"),
+    (b"<html", "is a web page", "Use the page's download button, and give the file that comes"),
+)
+
+
 def read_bytes(path: str | Path) -> bytes:
     """The content of a file, uncompressed when its name ends in `.gz`.
 
-    Raises DataError when the file is missing, empty, or not a sound gzip file though its name says so.
+    Raises DataError when the file is missing, empty, not a sound gzip file though its name says so, or evidently
+    something else: an archive, a web page, a Git LFS pointer.
     """
-    path = Path(path)
+    path = expanded(path)
     try:
         content = path.read_bytes()
-        if path.suffix.lower() == ".gz":
+        compressed = path.suffix.lower() == ".gz"
+        if not (compressed and content.startswith(b"\x1f\x8b")):
+            _check_disguise(content, path)
+        if compressed:
             content = gzip.decompress(content)
+            _check_disguise(content, f"{path}, uncompressed,")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         hint = "Fetch it again; if it is not compressed at all, take .gz off its name"
         raise DataError(f"{path} is not a whole, sound gzip file ({error}). {hint}.") from error
@@ -35,6 +53,13 @@ def read_bytes(path: str | Path) -> bytes:
     if not content:
         raise DataError(f"{path} is empty. Fetch or write it again.")
     return content
+
+
+def _check_disguise(content: bytes, path: Path | str) -> None:
+    start = content[:32].lstrip().lower()
+    for beginning, what, hint in _DISGUISES:
+        if start.startswith(beginning.lower()):
+            raise DataError(f"{path} {what}. {hint}.")
 
 
 def file_sha256(path: Path) -> str:
@@ -65,9 +90,25 @@ def check_labels(labels: np.ndarray, where: str | Path) -> None:
         raise DataError(f"{where}: {problem}. Fashion-MNIST has ten classes; is this another data set?")
 
 
+def home() -> Path | None:
+    """The home folder, which need not exist, or None where the system knows none: HOME unset, an unknown user."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with the home folder in place of `~`; DataError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{path}: there is no such home folder. Give the whole path, or set HOME.") from error
+
+
 def shown(path: Path) -> str:
     """The path as a reader anywhere would recognise it."""
-    for base, prefix in ((ROOT, ""), (Path.home(), "~/")):
-        if path.is_absolute() and path.is_relative_to(base):
+    for base, prefix in ((ROOT, ""), (home(), "~/")):
+        if base and path.is_absolute() and path.is_relative_to(base):
             return prefix + path.relative_to(base).as_posix()
     return str(path)

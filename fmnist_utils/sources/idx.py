@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import struct
+import warnings
 from http.client import HTTPException
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from fmnist_utils import ROOT
 from fmnist_utils.sources.download import download
-from fmnist_utils.sources.files import DataError, check_labels, read_bytes, replacing, shown
+from fmnist_utils.sources.files import DataError, check_labels, home, read_bytes, replacing, shown
 
 #: Images uint8 [N, 28, 28], labels uint8 [N] and a text that says where they come from.
 Arrays = tuple[np.ndarray, np.ndarray, str]
@@ -27,6 +28,13 @@ PUBLISHED = {
         "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
         "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
+}
+# The files of the same names that hold MNIST's handwritten digits (LeCun et al., 1998), images and labels.
+_MNIST = {
+    "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 MIRRORS = (
     "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
@@ -57,16 +65,16 @@ def read_folder(folder: Path, split: str, must_be_published: bool = False) -> Ar
     """A split's two files in `folder`: images uint8 [N, 28, 28], labels uint8 [N], and a text that names the folder.
 
     Raises DataError when a file is missing, damaged or does not belong to the other, and when `must_be_published` and
-    its SHA-256 is another.
+    its SHA-256 is another. Warns, and says so in the text, where the files are MNIST's handwritten digits.
     """
-    arrays, published = [], True
+    arrays, verdict = [], "SHA-256 verified"
     for (name, sha256), ndim in zip(PUBLISHED[split].items(), (3, 1), strict=True):
         path = _find_idx(folder, name)
         if path is None:
-            raise DataError(f"{folder} has no {name} or {name}.gz. Put it there, or give the folder that has it.")
+            raise DataError(f"{folder} has no {name} or {name}.gz. {_what_to_give(folder)}.")
         raw = read_bytes(path)
-        if hashlib.sha256(raw).hexdigest() != sha256:
-            published = False
+        if (digest := hashlib.sha256(raw).hexdigest()) != sha256:
+            verdict = "MNIST's handwritten digits" if digest in _MNIST else "not the published files: SHA-256 differs"
             if must_be_published:
                 hint = f"Delete it, to have it fetched again, or use it as it is with source={str(folder)!r}"
                 raise DataError(f"{path} does not hold the published data (its SHA-256 differs). {hint}.")
@@ -77,20 +85,38 @@ def read_folder(folder: Path, split: str, must_be_published: bool = False) -> Ar
     if len(images) != len(labels):
         counts = f"{len(images)} images but {len(labels)} labels"
         raise DataError(f"{folder}: {counts} in {' and '.join(PUBLISHED[split])}. Take both from the same place.")
-    verdict = "SHA-256 verified" if published else "not the published files: SHA-256 differs"
+    if verdict.startswith("MNIST"):
+        warnings.warn(f"{folder} holds MNIST's handwritten digits, not Fashion-MNIST's clothes.", stacklevel=4)
     return images, labels, f"{shown(folder)} ({verdict})"
 
 
 def search_folders() -> list[Path]:
     """Where the files may be. Downloads go to the first, or to the last where the project cannot be written to."""
-    home = Path.home()
-    keras = Path(os.environ.get("KERAS_HOME") or home / ".keras")
+    base = home()
+    roots = [Path("data"), ROOT / "data", *([base / "data"] if base else [])]
+    keras = os.environ.get("KERAS_HOME") or (base and base / ".keras")
     return [
         ROOT / "data" / "fashion-mnist",
-        *(root / "FashionMNIST" / "raw" for root in (Path("data"), ROOT / "data", home / "data")),
-        keras / "datasets" / "fashion-mnist",
-        home / ".cache" / "fmnist_utils" / "fashion-mnist",
+        *(root / "FashionMNIST" / "raw" for root in roots),
+        *([Path(keras) / "datasets" / "fashion-mnist"] if keras else []),
+        *([base / ".cache" / "fmnist_utils" / "fashion-mnist"] if base else []),
     ]
+
+
+def data_folder(path: Path, split: str) -> Path:
+    """Where a split's files are in a folder that somebody gives: in itself, or below it as torchvision puts them."""
+    places = (path, path / "FashionMNIST" / "raw", path / "raw", path / "fashion-mnist")
+    return next((place for place in places if any(_find_idx(place, name) for name in PUBLISHED[split])), path)
+
+
+def _what_to_give(folder: Path) -> str:
+    """What a folder without the files has instead, and so what to do."""
+    tables = sorted(p.name for p in folder.glob("*.[cC][sS][vV]*") if p.is_file() and not p.name.startswith("."))
+    if tables:
+        return (
+            f"It has {', '.join(tables[:3])}: give the path of such a file, {folder / tables[0]}, instead of the folder"
+        )
+    return "Put it there, or give the folder that has it"
 
 
 def _parse_idx(raw: bytes, path: str | Path) -> np.ndarray:
@@ -117,7 +143,7 @@ def _parse_idx(raw: bytes, path: str | Path) -> np.ndarray:
 def _find_idx(folder: Path, name: str) -> Path | None:
     dotted = name.replace("-idx", ".idx")
     paths = (folder / spelling for spelling in (name, f"{name}.gz", dotted, f"{dotted}.gz"))
-    return next((path for path in paths if path.exists()), None)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _download(split: str) -> Path:

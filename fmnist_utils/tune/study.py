@@ -13,12 +13,14 @@ import socket
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import optuna
 import psutil
 from filelock import FileLock
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import URL
 
 from fmnist_utils import ROOT, pick, profile
 from fmnist_utils.cache import CachedFeatures, cache_features
@@ -26,6 +28,7 @@ from fmnist_utils.data import FashionMNIST, fingerprint, load, train_val_split
 from fmnist_utils.models import build_model, leaves
 from fmnist_utils.recipes import MIRROR
 from fmnist_utils.results import default_folder, save_figure, where_and_when, write_record
+from fmnist_utils.sources.files import expanded
 from fmnist_utils.train import fit
 from fmnist_utils.tune.figures import DONE, plot_study
 
@@ -89,7 +92,7 @@ def search(
     ``cache_features`` and ``fit`` raise; only a loss that is no longer a number counts as a pruned trial. Explained in
     notebooks/06_tuning_and_backbones.ipynb.
     """
-    place = None if "://" in str(storage) else Path(storage or ROOT / "data" / "cache" / "studies.db")
+    place = None if "://" in str(storage) else expanded(storage or ROOT / "data" / "cache" / "studies.db")
     shown = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -158,7 +161,7 @@ def _features(settings: dict, train, val, known: dict, cache) -> tuple[CachedFea
     if (key := repr(sorted(settings.items()))) not in known:
         model = build_model(**settings)
         border = 1 + len(leaves(model.backbone))  # a pooling of the head is left to the trial
-        with _one_at_a_time(Path(cache) / "search" if cache else None):
+        with _one_at_a_time(expanded(cache) / "search" if cache else None):
             known[key] = tuple(
                 cache_features(model, data, views=views, border=border, folder=cache, verbose=False)
                 for data, views in ((train, 2), (val, 1))
@@ -175,7 +178,10 @@ def _one_at_a_time(path: Path | None):
 
 def _backend(path: Path) -> optuna.storages.BaseStorage:
     if path.suffix not in (".log", ".journal"):
-        return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+        # As a URI, in which ?, #, % and braces of a name stand for themselves.
+        file = f"file:{quote(path.absolute().as_posix())}"
+        url = URL.create("sqlite", database=file, query={"uri": "true"}).render_as_string()
+        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
     from optuna.storages.journal import JournalFileBackend
 
     # Optuna's own locks stay for half a minute when a process dies that holds one.
