@@ -9,7 +9,7 @@ import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MultipleLocator, PercentFormatter, StrMethodFormatter
 
 from fmnist_utils.data import CLASSES, FashionMNIST
 from fmnist_utils.plots.pictures import picture
@@ -37,6 +37,7 @@ def sample_rows(dataset: FashionMNIST, per_class: int, seed: int = 0) -> Figure:
     picture(axis, tiles.transpose(1, 2).reshape(10 * 30, -1))
     axis.set_yticks(15 + 30 * np.arange(10), CLASSES)
     axis.tick_params(length=0)
+    axis.grid(visible=False)
     heading(figure, "Random training images, one row for each class")
     return figure
 
@@ -130,6 +131,7 @@ def intervals(scores: pd.DataFrame, title: str = "", others: Mapping[str, float]
     axis.set(ylim=(len(scores) + len(others or {}) - 0.4, -0.7), xlabel="accuracy (line: 95% interval)", title=title)
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.margins(x=0.12)
+    axis.xaxis.set_major_locator(MultipleLocator(0.05))
     axis.grid(axis="y", visible=False)
     return figure
 
@@ -140,7 +142,7 @@ def confusion(matrix: np.ndarray, title: str = "") -> Figure:
     The colours are for the errors: their scale ends at the largest one, and the diagonal is plain grey.
     """
     wrong = np.where(np.eye(10, dtype=bool), np.nan, 100 * matrix)
-    text = np.array([["" if value < 0.005 else f"{100 * value:.0f}" for value in row] for row in matrix])
+    text = np.array([["" if value < 0.0075 else f"{100 * value:.0f}" for value in row] for row in matrix])
     figure, axis = plt.subplots(figsize=(8, 6.2))
     axis.set_facecolor("#E5E7EB")
     sns.heatmap(
@@ -150,6 +152,7 @@ def confusion(matrix: np.ndarray, title: str = "") -> Figure:
     )  # fmt: skip
     for i in range(10):
         axis.text(i + 0.5, i + 0.5, f"{100 * matrix[i, i]:.0f}", ha="center", va="center", weight="bold", color="#444")
+    axis.collections[0].colorbar.locator = MultipleLocator(5)
     axis.set(xlabel="predicted class", ylabel="true class", title=title)
     axis.tick_params(axis="x", rotation=40)
     plt.setp(axis.get_xticklabels(), ha="right", rotation_mode="anchor")

@@ -19,6 +19,7 @@ def picture(axis, image, limits: tuple[float, float] | None = (0, 255), title: s
     drawn = axis.imshow(np.asarray(image), cmap=color_map, vmin=low, vmax=high, interpolation="nearest")
     axis.set_title(title, fontsize=10, fontweight="normal", loc="center")
     axis.set(xticks=[], yticks=[], frame_on=False)
+    axis.grid(visible=False)
     return drawn
 
 

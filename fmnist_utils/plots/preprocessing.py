@@ -80,15 +80,15 @@ def speeds(rates: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(
         1, len(rates.columns), figsize=(11, 0.9 + 0.55 * len(rates)), sharey=True, squeeze=False
     )
-    for axis, size in zip(np.atleast_1d(axes), rates.columns, strict=True):
+    for axis, side in zip(axes[0], rates.columns, strict=True):
         colors = [COLORS["muted"]] * (len(rates) - 1) + [COLORS["train"]]
-        bars = axis.barh(list(rates.index), rates[size], color=colors, height=0.6)
-        times = rates[size] / rates[size].iloc[0]
-        texts = [f"{rate:,.0f}  ({factor:.1f}×)" for rate, factor in zip(rates[size], times, strict=True)]
+        bars = axis.barh(list(rates.index), rates[side], color=colors, height=0.6)
+        times = rates[side] / rates[side].iloc[0]
+        texts = [f"{rate:,.0f}  ({factor:.1f}×)" for rate, factor in zip(rates[side], times, strict=True)]
         axis.bar_label(bars, texts, padding=4, fontsize=10)
-        axis.set(title=f"{size} px", xlabel="images/s", xlim=(0, 1.35 * rates[size].max()))
+        axis.set(title=f"{side} px", xlabel="images/s", xlim=(0, 1.35 * rates[side].max()))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axis.xaxis.get_major_locator().set_params(nbins=5)
         axis.grid(axis="y", visible=False)
-    np.atleast_1d(axes)[0].invert_yaxis()
+    axes[0, 0].invert_yaxis()
     return figure
