@@ -128,11 +128,16 @@ def figures(path: Path) -> list[nbformat.NotebookNode]:
 
 
 def exercises(path: Path) -> dict[str, str]:
-    """Number of each exercise: its text, without heading and hint, spaces made equal."""
-    cells = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
-    found = re.findall(r"^#+ (0\d\.\d) · .+\n((?:(?!^#|^<details|^\*\*Answer).*\n?)*)", cells, re.MULTILINE)
-    quoted = {number: re.sub(r"^> ?", "", text, flags=re.MULTILINE) for number, text in found}
-    return {number: " ".join(text.split()) for number, text in quoted.items()}
+    """Number of each exercise: its text up to the hint (notebooks) or as quoted (solutions), in one line."""
+    found = {}
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            parts = re.split(r"^#+ (\d\d\.\d) · .+$", cell.source, flags=re.MULTILINE)
+            found |= dict(zip(parts[1::2], parts[2::2], strict=True))
+    for number, text in found.items():
+        quoted = [line.removeprefix(">") for line in text.splitlines() if line.startswith(">")]
+        found[number] = " ".join("\n".join(quoted or [text.partition("<details>")[0]]).split())
+    return found
 
 
 @rebuilt_notebooks

@@ -64,9 +64,9 @@ def picture_rows(
     lines = max((text.count("\n") + 1 for text in columns), default=0)
     figsize = (count * size + 0.5, len(rows) * size + 0.18 * lines + 0.3)
     figure, axes = plt.subplots(len(rows), count, figsize=figsize, squeeze=False)
-    for line, (name, images) in zip(axes, rows.items(), strict=True):
+    for row, (line, (name, images)) in enumerate(zip(axes, rows.items(), strict=True)):
         for number, axis in enumerate(line):
-            above = columns[number] if line is axes[0] and number < len(columns) else ""
+            above = columns[number] if row == 0 and number < len(columns) else ""
             picture(axis, images[number], limits, above)
         line[0].set_ylabel(name, fontsize=10)
     heading(figure, title)

@@ -57,7 +57,7 @@ def steps(stages: Mapping[str, torch.Tensor]) -> Figure:
         axis.text(0.4, -0.06, text, ha="center", va="top", fontsize=10, transform=axis.transAxes, linespacing=1.5)
         if number:
             arrow = {"arrowstyle": "-|>", "lw": 2, "color": COLORS["muted"]}
-            ends = {"xy": (-0.03, 0.4), "xytext": (-0.2, 0.4), "xycoords": "axes fraction"}
+            ends = {"xy": (-0.03, 0.04), "xytext": (-0.2, 0.04), "xycoords": "axes fraction"}
             axis.annotate("", **ends, textcoords="axes fraction", arrowprops=arrow)
     return figure
 
