@@ -127,6 +127,10 @@ def figures(path: Path) -> list[nbformat.NotebookNode]:
     return [output for cell in code_cells(path) for output in cell.outputs if "image/png" in output.get("data", {})]
 
 
+def promise(path: Path) -> str:
+    return re.search(r"^\*\*(?!Run time)(.+)\*\*$", read(path).cells[0].source, re.MULTILINE)[1]
+
+
 def exercises(path: Path) -> dict[str, str]:
     """Number of each exercise: its text up to the hint (notebooks) or as quoted (solutions), in one line."""
     found = {}
@@ -155,8 +159,7 @@ def test_it_begins_with_badge_promise_run_time_goals_and_neighbours(path):
     )
     places = [first.find(part) for part in parts]
     assert min(places) > 0 and places == sorted(places)
-    promise = re.search(r"^\*\*(?!Run time)(.+)\*\*$", first, re.MULTILINE)[1]
-    assert re.search(r"\d", promise), "the promise names the number to be found"
+    assert re.search(r"\d", promise(path)), "the promise names the number to be found"
 
 
 @rebuilt_notebooks
@@ -194,9 +197,10 @@ def test_each_prediction_is_answered_before_the_next_with_a_number(path):
 
 
 @rebuilt_notebooks
-def test_measured_numbers_in_answers_are_in_the_outputs(path):
+def test_measured_numbers_in_promise_and_answers_are_in_the_outputs(path):
     outputs = " ".join(text for cell in code_cells(path) for output in cell.outputs for text in texts_in(output))
     answers = re.findall(r"^\*\*(?:Answer)\.\*\*(.*)", prose(path), re.MULTILINE)
+    answers.append(promise(path))
     numbers = {number for answer in answers for number in re.findall(r"\d+\.\d+|\d+(?=%)", answer)}
     assert len(numbers) >= 8
     assert sorted(number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", outputs)) == []
