@@ -89,6 +89,6 @@ def speeds(rates: pd.DataFrame) -> Figure:
         axis.set(title=f"{side} px", xlabel="images/s", xlim=(0, 1.35 * rates[side].max()))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axis.xaxis.get_major_locator().set_params(nbins=5)
-        axis.grid(axis="y", visible=False)
+        axis.grid(visible=False)  # it would run through the labels
     axes[0, 0].invert_yaxis()
     return figure
