@@ -1,10 +1,11 @@
 """Helpers for the Fashion-MNIST transfer-learning course.
 
 The notebooks explain every function once and import it afterwards; each docstring names its notebook.
-Data flows one way: ``data -> preprocess -> models -> cache -> train -> evaluate -> plots``; ``recipes`` are whole runs
-by name. That is the core. Rooms below it, which it calls: ``sources`` (files and downloads), ``results`` (what was
-measured), ``scale`` (several processes, engines). Rooms above it: ``tune`` (searches), ``explain`` (Grad-CAM,
-outliers), ``export`` (ONNX, LiteRT) and ``app``, the web page, on top of all.
+Data flows one way: ``data -> preprocess -> models -> cache -> train -> evaluate``; ``recipes`` are whole runs by name.
+That is the core. Rooms below it, which it calls: ``sources`` (files and downloads), ``results`` (what was measured),
+``scale`` (several processes, engines). Rooms above it: ``plots`` (figures and tables) and ``course`` (checks of
+exercises) for the notebooks, ``tune`` (searches), ``explain`` (Grad-CAM, outliers), ``export`` (ONNX, LiteRT) and
+``app``, the web page, on top of all.
 """
 
 import difflib

@@ -29,7 +29,7 @@ CLASSES: tuple[str, ...] = (
 
 
 class FashionMNIST(Dataset):
-    """Images and labels held in memory; the Dataset of `notebooks/02_preprocessing.ipynb`.
+    """Images and labels held in memory; the Dataset that notebook 02 explains.
 
     `images` is uint8 [N, 28, 28] (0 = background), `labels` int64 [N] (an index into `CLASSES`), `source` a text
     that says where they come from. Raises DataError for any other shape or dtype, for N = 0 and for labels outside 0-9.

@@ -21,6 +21,7 @@ from torchvision.models import resnet50, vgg16
 
 from fmnist_utils import ROOT, classifier, data, models
 from fmnist_utils.checkpoints import load_model, save_model
+from fmnist_utils.data import load
 from fmnist_utils.evaluate import predict
 from fmnist_utils.models import WeightsUnavailable, build_model, set_trainable, summary
 from fmnist_utils.networks import scratch
@@ -122,6 +123,15 @@ def test_preprocess_is_the_pil_pipeline_within_one_grey_level(images, size, stat
     # PIL rounds to whole grey levels, and one level is 1/255 before the division by the standard deviation.
     level = torch.tensor(stats[1]).view(3, 1, 1) ** -1 / 255
     assert ((found - expected).abs() <= 1.001 * level).all()
+
+
+def test_fashion_mnist_stats_are_those_of_the_training_pixels():
+    parts = load("train").images.split(5_000)
+    share = sum(torch.bincount(part.flatten(), minlength=256) for part in parts) / (60_000 * 784)
+    levels = torch.arange(256) / 255
+    mean = (share * levels).sum()
+    std = (share * (levels - mean) ** 2).sum().sqrt()
+    assert (mean.item(), std.item()) == pytest.approx((FASHION_MNIST_STATS[0][0], FASHION_MNIST_STATS[1][0]), abs=1e-4)
 
 
 def test_preprocess_keeps_one_channel_where_the_statistics_have_one(images):

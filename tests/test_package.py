@@ -43,7 +43,7 @@ def rooms(path) -> set[str]:
 
 
 def test_the_house_has_these_rooms():
-    assert BELOW | {"app", "explain", "export", "recipes", "tune"} == ROOMS
+    assert BELOW | {"app", "course", "explain", "export", "plots", "recipes", "tune"} == ROOMS
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)

@@ -119,8 +119,7 @@ def save_benchmark(
     """Write ``benchmarks/<name>-<profile>.json``: two measurements of one run and their ratio ours : reference.
 
     ``unit`` says what was measured, for example ``"images/s"``. A matplotlib ``figure`` goes to
-    ``figures/<name>-<profile>.png``. ``folder`` is :func:`default_folder` unless given. Used in
-    ``notebooks/02_preprocessing.ipynb``.
+    ``figures/<name>-<profile>.png``. ``folder`` is :func:`default_folder` unless given.
     """
     folder = folder or default_folder()
     benchmark = {

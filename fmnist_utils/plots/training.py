@@ -1,54 +1,11 @@
-"""The figures that more than one notebook draws; everything drawn once stays in its notebook."""
-
-from collections.abc import Sequence
+"""Learning curves and accuracies."""
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
-import seaborn as sns
-import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-__all__ = ["COLORS", "accuracy_bars", "curves", "image_grid", "use_style"]
-
-#: Colour-blind-safe colours for the course's recurring roles (Okabe & Ito, 2008).
-COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73", "accent": "#D55E00", "muted": "#8A8F98"}
-
-
-def use_style() -> None:
-    """The course's look for matplotlib and seaborn: white, light grid, readable sizes. Called in each set-up cell."""
-    sns.set_theme(style="whitegrid", context="notebook", palette=list(COLORS.values()))
-    plt.rcParams.update(
-        {
-            "figure.dpi": 90,
-            "savefig.bbox": "tight",
-            "axes.titlesize": "medium",
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "grid.color": "#E5E7EB",
-            "figure.constrained_layout.use": True,
-        }
-    )
-
-
-def image_grid(
-    images: torch.Tensor | np.ndarray, titles: Sequence[str] | None = None, columns: int = 10, size: float = 1.1
-) -> Figure:
-    """Grey images [N, H, W] (or RGB [N, H, W, 3]) side by side, ``columns`` to a row, ``size`` inches each."""
-    rows = -(-len(images) // columns)
-    height = size + (0.28 if titles is not None else 0)
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * height), squeeze=False)
-    for i, axis in enumerate(axes.flat):
-        axis.axis("off")
-        if i < len(images):
-            image = np.asarray(images[i])
-            axis.imshow(image, cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=255 if image.max() > 1 else 1)
-            if titles is not None:
-                axis.set_title(titles[i], fontsize=8, fontweight="normal", loc="center")
-    return figure
+from fmnist_utils.plots.style import COLORS
 
 
 def curves(history: pd.DataFrame, title: str = "") -> Figure:
