@@ -9,11 +9,13 @@ a street. Explained in ``notebooks/07_deployment.ipynb``.
 import io
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageOps
 
+from fmnist_utils.app.cutout import cut_out, frame
 from fmnist_utils.models import check_name
 
 MAX_BYTES = 10_000_000
@@ -109,6 +111,15 @@ def _plain(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
+class Prepared(NamedTuple):
+    """``pixels``, uint8 [28, 28], as the models take it; the ``stages`` on the way as (what was done, picture); and
+    ``doubt``, empty, or why there is no single garment in the picture, as the end of a sentence."""
+
+    pixels: torch.Tensor
+    stages: list[tuple[str, Image.Image]]
+    doubt: str
+
+
 def prepare(
     image: Image.Image, steps: Collection[str] = tuple(STEPS)
 ) -> tuple[torch.Tensor, list[tuple[str, Image.Image]]]:
@@ -116,8 +127,13 @@ def prepare(
 
     The last stage is the 28×28 picture itself. ``image`` may have any mode, such as a photograph from
     :func:`read_image` or a drawing in white on black; one that is 28×28, grey and on black is left as it is, bit for
-    bit. Raises ``ValueError`` for a step that is not in ``STEPS``.
+    bit. Raises ``ValueError`` for a step that is not in ``STEPS``. :func:`examine` also says what it doubts.
     """
+    return examine(image, steps)[:2]
+
+
+def examine(image: Image.Image, steps: Collection[str] = tuple(STEPS), turns: int = 0) -> Prepared:
+    """:func:`prepare`, after ``turns`` quarter turns to the left, and whether there is a single garment at all."""
     for step in steps:
         check_name("step", step, tuple(STEPS))
     note = image.info.get(_NOTE)
@@ -125,6 +141,9 @@ def prepare(
     if "orientation" in steps and image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
         stages.append(("Turned upright", image))
+    if turns % 4:
+        image = image.rotate(90 * (turns % 4), expand=True)
+        stages.append(("Turned as you asked", image))
     image = _plain(image)
     if image.mode == "RGBA":
         image, transparent = _opaque(image, "transparency" in steps)
@@ -132,30 +151,36 @@ def prepare(
             stages.append(("Transparent parts filled", image))
     if (ready := _ready(image)) is not None:
         stages.append(("Already 28×28 on black: left as it is", ready))
-        return torch.from_numpy(np.array(ready)), stages
+        doubt = "" if ready.getextrema()[1] > 32 else "nothing stands out from the ground"
+        return Prepared(torch.from_numpy(np.array(ready)), stages, doubt)
 
     image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
-    cover, light = _garment(image.convert("RGB"))
-    grey = image.convert("L")
-    edge = int(np.median(_frame(np.asarray(grey))))
+    cut, grey = cut_out(image.convert("RGB")), image.convert("L")
+    edge = int(np.median(frame(np.asarray(grey))))
     if "background" in steps:
         values = np.asarray(grey, np.float32)
-        grey = Image.fromarray(((255 - values if light else values) * cover).round().astype(np.uint8))
+        grey = Image.fromarray(((255 - values if cut.light else values) * cut.cover).round().astype(np.uint8))
         edge = 0
-        stages.append(("Negated, background made black" if light else "Background made black", grey))
-    box = _box(cover)
-    if box is None:
+        stages.append(("Negated, background made black" if cut.light else "Background made black", grey))
+    if cut.box is None:
         stages[-1] = (stages[-1][0] + ": no garment found", stages[-1][1])
-    elif "crop" in steps:
+    else:
+        grey = _placed(grey, cut.box, steps, edge, stages)
+    small = _to_size(grey, "aspect" in steps, "centre" in steps, edge)
+    stages.append(("28×28 pixels: what the network gets", small))
+    return Prepared(torch.from_numpy(np.array(small)), stages, cut.doubt)
+
+
+def _placed(grey: Image.Image, box: tuple, steps: Collection[str], edge: int, stages: list) -> Image.Image:
+    """Cut to the box, or moved so that it is in the middle, as the steps say."""
+    if "crop" in steps:
         grey = grey.crop(box)
         stages.append(("Cut to the garment", grey))
     elif "centre" in steps:
         shift = ((box[0] + box[2] - grey.width) / 2, (box[1] + box[3] - grey.height) / 2)
         grey = grey.transform(grey.size, Image.Transform.AFFINE, (1, 0, shift[0], 0, 1, shift[1]), fillcolor=edge)
         stages.append(("Garment moved to the middle", grey))
-    small = _to_size(grey, "aspect" in steps, "centre" in steps, edge)
-    stages.append(("28×28 pixels: what the network gets", small))
-    return torch.from_numpy(np.array(small)), stages
+    return grey
 
 
 def _opaque(image: Image.Image, fill: bool) -> tuple[Image.Image, bool]:
@@ -176,50 +201,6 @@ def _ready(image: Image.Image) -> Image.Image | None:
     if np.ptp(pixels, axis=2).any() or pixels[::27, ::27].min() > 32:
         return None
     return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0]))
-
-
-def _frame(pixels: np.ndarray) -> np.ndarray:
-    """The outermost pixels, about 3% of each side, as a list of them."""
-    width = max(1, round(0.03 * min(pixels.shape[:2])))
-    inside = np.zeros(pixels.shape[:2], bool)
-    inside[width:-width, width:-width] = True
-    return pixels[~inside]
-
-
-def _garment(image: Image.Image) -> tuple[np.ndarray, bool]:
-    """What is not background, float32 [H, W] from 0 to 1, and whether the background counts as light.
-
-    The background is a smooth surface (quadratic in the coordinates, per colour) through the frame of the picture,
-    fitted to ever fewer outliers, because a garment may reach the edge.
-    """
-    if min(image.size) >= 4 * SIZE:  # noise of single pixels and JPEG's ripples do not count
-        image = image.filter(ImageFilter.BoxBlur(1))
-    pixels = np.asarray(image, np.float32)
-    height, width = pixels.shape[:2]
-    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], 2).astype(np.float32)
-    frame, frame_terms = _frame(pixels), _frame(terms)
-    error = np.abs(frame - np.median(frame, axis=0)).max(1)
-    for count in (3, 6, 6):
-        near = error <= max(12, 3 * np.median(error))
-        surface = np.linalg.lstsq(frame_terms[near, :count], frame[near], rcond=None)[0]
-        error = np.abs(frame - frame_terms[:, :count] @ surface).max(1)
-    ground = (terms @ surface).clip(0, 255)
-    distance = np.abs(pixels - ground).max(2)
-    least = max(8, 3 * np.median(error))
-    cover = ((distance - least) / least).clip(0, 1)
-    garment = (cover * pixels.mean(2)).sum() / max(cover.sum(), 1)
-    behind = ground.mean()
-    # Products are mostly shown on a light ground, and parts of them are lighter; a white shirt on grey is another case.
-    return cover, bool(garment < ((behind + 255) / 2 if behind > 127 else behind / 2))
-
-
-def _box(cover: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Left, upper, right and lower edge of the garment, or None without one."""
-    mask = Image.fromarray((cover > 0.5).astype(np.uint8) * 255)
-    if min(mask.size) >= 4 * SIZE:  # specks do not count
-        mask = mask.filter(ImageFilter.MedianFilter(5))
-    return mask.getbbox()
 
 
 def _to_size(grey: Image.Image, aspect: bool, centre: bool, edge: int) -> Image.Image:
