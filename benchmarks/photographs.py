@@ -183,14 +183,38 @@ def soft_shadow(random: Random, shape: tuple[int, int]) -> np.ndarray:
 
 
 SINGLE = {
-    "even": {}, "coloured": {"ground": coloured}, "shaded": {"ground": shaded}, "striped": {"ground": striped},
-    "soft shadow": {"light": soft_shadow}, "tilted 10": {"turn": 10},
-    "tiles": {"ground": tiles}, "carpet": {"ground": carpet}, "bricks": {"ground": bricks}, "paper": {"ground": paper},
-    "pegs": {"things": (pegs,)}, "coin": {"things": (coin,)},
-    "wood": {"ground": wood}, "sheet": {"ground": sheet}, "wall": {"ground": wall},
-    "hanger": {"things": (hanger,)}, "price tag": {"things": (price_tag,)},
+    "even": {},
+    "coloured": {"ground": coloured},
+    "shaded": {"ground": shaded},
+    "striped": {"ground": striped},
+    "soft shadow": {"light": soft_shadow},
+    "tilted 10": {"turn": 10},
+    "tiles": {"ground": tiles},
+    "carpet": {"ground": carpet},
+    "bricks": {"ground": bricks},
+    "paper": {"ground": paper},
+    "pegs": {"things": (pegs,)},
+    "coin": {"things": (coin,)},
+    "wood": {"ground": wood},
+    "sheet": {"ground": sheet},
+    "wall": {"ground": wall},
+    "hanger": {"things": (hanger,)},
+    "price tag": {"things": (price_tag,)},
     "hanger on wall": {"things": (hanger,), "ground": wall},
 }
-OTHER = {"tilted 30": {"turn": 30}, "upside down": {"turn": 180}, "turned left": {"turn": 90}, "turned right": {"turn": 270},
-         "two": {"second": True}, "half in shade": {"light": half_shade}, "half in shade wood": {"light": half_shade, "ground": wood}}
-NOTHING = {"blank": {}, "nothing wood": {"ground": wood}, "nothing wall": {"ground": wall}, "nothing sheet": {"ground": sheet}, "nothing tiles": {"ground": tiles}}
+OTHER = {
+    "tilted 30": {"turn": 30},
+    "upside down": {"turn": 180},
+    "turned left": {"turn": 90},
+    "turned right": {"turn": 270},
+    "two": {"second": True},
+    "half in shade": {"light": half_shade},
+    "half in shade wood": {"light": half_shade, "ground": wood},
+}
+NOTHING = {
+    "blank": {},
+    "nothing wood": {"ground": wood},
+    "nothing wall": {"ground": wall},
+    "nothing sheet": {"ground": sheet},
+    "nothing tiles": {"ground": tiles},
+}

@@ -16,7 +16,7 @@ LEAST_PART = 0.15
 #: What is thinner than this share of the picture's longest side is not the garment: a seam, a hanger's wire.
 THIN = 1 / 32
 #: A second part of this share of the largest one's mass, beside it, is a second garment.
-SECOND = 0.25
+SECOND = 0.35
 #: A garment covers less of the picture's frame than this, and more of the picture than ``SMALL``.
 AT_FRAME, SMALL = 0.25, 0.005
 _SMOOTH_FROM = 112  # pixels: smaller pictures have no detail to lose

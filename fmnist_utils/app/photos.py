@@ -1,4 +1,4 @@
-"""From any picture file to what the models take: decode it safely, then make it look like the data set's images.
+"""From a picture to what the models take: made to look like the data set's images.
 
 Fashion-MNIST was made from product photographs on white: trimmed to the garment, the longest edge brought to 28 pixels,
 the shorter one extended evenly to both sides, negated, grey (Xiao et al., 2017, arXiv:1708.07747, section 2).
@@ -6,9 +6,7 @@ the shorter one extended evenly to both sides, negated, grey (Xiao et al., 2017,
 a street. Explained in ``notebooks/07_deployment.ipynb``.
 """
 
-import io
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +14,10 @@ import torch
 from PIL import Image, ImageOps
 
 from fmnist_utils.app.cutout import cut_out, frame
+from fmnist_utils.app.decoding import FORMATS, MAX_BYTES, NOTE, ORIENTATION, SIDE, BadImage, plain, read_image
 from fmnist_utils.models import check_name
 
-MAX_BYTES = 10_000_000
-MAX_PIXELS = 40_000_000
-MIN_SIDE = 8
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-#: Longest side kept of a picture, in pixels: plenty for 28, and little memory per client.
-SIDE = 256
+__all__ = ["FORMATS", "MAX_BYTES", "SIDE", "STEPS", "BadImage", "examine", "prepare", "read_image"]
 SIZE = 28
 
 #: The steps of :func:`prepare` in their order, with a label for people.
@@ -35,80 +29,6 @@ STEPS: dict[str, str] = {
     "aspect": "Keep the proportions",
     "centre": "Put the garment in the middle",
 }
-_ORIENTATION = 0x0112  # EXIF
-_NOTE = "note"
-# A decoded picture of MAX_PIXELS takes 160 MB: never for two clients at once, and always in one thread, because the C
-# library keeps freed memory for each thread that had it.
-_decoder = ThreadPoolExecutor(1, "decoder")
-
-
-class BadImage(ValueError):
-    """A file that cannot be used as a picture; the message is for the person who sent it."""
-
-
-def read_image(data: bytes, name: str = "image", max_bytes: int = MAX_BYTES) -> Image.Image:
-    """The picture in a file's bytes, mode L, RGB or RGBA, its longest side at most ``SIDE`` pixels.
-
-    ``info`` holds nothing but the EXIF orientation and a note where only the first of several frames is used. Size and
-    number of pixels are checked before any pixel is decoded, one picture is decoded at a time, nothing is written to
-    disk, and ``name`` is only quoted. Raises :class:`BadImage` for whatever is not a complete picture in one of
-    ``FORMATS``, is larger than ``max_bytes`` or ``MAX_PIXELS``, or has a side below ``MIN_SIDE``.
-    """
-    shown = "".join(c for c in name.replace("\\", "/").rpartition("/")[2] if c.isprintable())[:60] or "image"
-    if not data:
-        raise BadImage(f"“{shown}” is empty (0 bytes). Was it copied completely?")
-    if len(data) > max_bytes:
-        raise BadImage(f"“{shown}” has {len(data) / 1e6:.1f} MB; {max_bytes / 1e6:g} MB is the limit. Make it smaller.")
-    if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<":
-        raise BadImage(f"“{shown}” is a text such as SVG or HTML, not a picture made of pixels. Send a PNG or JPEG.")
-    try:
-        return _decoder.submit(_decode, data, shown).result()
-    except BadImage:
-        raise
-    except Image.UnidentifiedImageError as error:
-        kinds = ", ".join(FORMATS[:-1])
-        raise BadImage(f"“{shown}” is not a picture that can be read: send {kinds} or {FORMATS[-1]}.") from error
-    except Image.DecompressionBombError as error:
-        raise BadImage(_too_many(shown)) from error
-    except Exception as error:  # decoders raise anything on damaged bytes
-        raise BadImage(f"“{shown}” is damaged or incomplete. Save or copy it again.") from error
-
-
-def _too_many(shown: str) -> str:
-    return f"“{shown}” has more than {MAX_PIXELS / 1e6:g} megapixels, the limit. Make it smaller."
-
-
-def _decode(data: bytes, shown: str) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads no pixels yet
-    if image.width * image.height > MAX_PIXELS:
-        raise BadImage(_too_many(shown))
-    if min(image.size) < MIN_SIDE:
-        size = f"{image.width}×{image.height} pixel{'s' * (max(image.size) > 1)}"
-        raise BadImage(f"“{shown}” has {size}: too few to show a garment. Send a larger one.")
-    # A JPEG of several pictures holds previews, no animation.
-    animated = image.format in ("PNG", "WEBP", "GIF") and getattr(image, "is_animated", False)
-    image.draft(None, (SIDE, SIDE))  # a JPEG is decoded at an eighth of its size where that is enough
-    image.load()
-    exif = Image.Exif()
-    exif[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
-    # Skipping pixels first: a smooth reduction would copy the whole picture, once more for its transparency.
-    image.thumbnail((4 * SIDE, 4 * SIDE), Image.Resampling.NEAREST, reducing_gap=None)
-    image = _plain(image)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
-    image.info = {"exif": exif.tobytes()} | ({_NOTE: "animated: its first frame"} if animated else {})
-    return image
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """The same picture in mode L, RGB or RGBA."""
-    if image.mode.startswith(("I", "F")):  # 16 bits and more: Pillow would cut off what is above 255
-        values = np.asarray(image, np.float32)
-        full = 65535 if image.mode.startswith("I;16") else next(v for v in (1, 255, 65535, np.inf) if values.max() <= v)
-        full = values.max() if np.isinf(full) else full
-        return Image.fromarray((values.clip(0) * (255 / full)).round().astype(np.uint8))
-    if image.mode in ("LA", "La", "PA", "RGBa", "RGBA") or "transparency" in image.info:
-        return image.convert("RGBA")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 class Prepared(NamedTuple):
@@ -136,15 +56,15 @@ def examine(image: Image.Image, steps: Collection[str] = tuple(STEPS), turns: in
     """:func:`prepare`, after ``turns`` quarter turns to the left, and whether there is a single garment at all."""
     for step in steps:
         check_name("step", step, tuple(STEPS))
-    note = image.info.get(_NOTE)
+    note = image.info.get(NOTE)
     stages = [("The picture as it came" + (f" ({note})" if note else ""), image)]
-    if "orientation" in steps and image.getexif().get(_ORIENTATION, 1) != 1:
+    if "orientation" in steps and image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
         stages.append(("Turned upright", image))
     if turns % 4:
         image = image.rotate(90 * (turns % 4), expand=True)
         stages.append(("Turned as you asked", image))
-    image = _plain(image)
+    image = plain(image)
     if image.mode == "RGBA":
         image, transparent = _opaque(image, "transparency" in steps)
         if transparent:
