@@ -17,8 +17,8 @@ from waitress.channel import HTTPChannel
 AT_ONCE, LARGE_AT_ONCE = 32, 6
 #: Commas, colons and brackets of one JSON: a page sends a few thousand, and each may become an object of 50 bytes.
 MAX_MARKS = 30_000
-#: Seconds that the sending of one request may take.
-SENDING = 30
+#: Seconds that the sending of one request may take, and one more for so many bytes: a slow phone is welcome.
+SENDING, BYTES_A_SECOND = 30, 20_000
 
 
 class Channel(HTTPChannel):
@@ -36,8 +36,8 @@ class Channel(HTTPChannel):
         if self.request is None:
             self.unfinished.pop(self, None)
         else:
-            self.unfinished[self] = self.unfinished.get(self, 0) + len(data)
-            if now - self._began > SENDING or sum(self.unfinished.values()) > self.most:
+            self.unfinished[self] = arrived = self.unfinished.get(self, 0) + len(data)
+            if now - self._began > SENDING + arrived / BYTES_A_SECOND or sum(self.unfinished.values()) > self.most:
                 self.will_close = True
         return found
 

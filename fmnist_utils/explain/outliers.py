@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,6 +23,10 @@ from fmnist_utils.models import Classifier, file_sha256, load_model
 TRAIN, VAL = 2_000, 2_000
 #: Below this share of validation images that are as unusual, the page warns.
 UNUSUAL = 0.01
+#: Below this share of validation images that look turned at least as much, it says that the picture may be turned.
+TURNED = 0.01
+#: What it then turns must look at least this usual.
+TURNED_BACK = 0.05
 
 
 @dataclass
@@ -74,12 +78,18 @@ class Outliers:
         return _share(self.distances, self.distance(features(model, images)[0]))
 
     def judge(self, model: Classifier, images: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """:meth:`share_further`; the quarter turns to the left, int64 [B], that would bring each image upright if it is
-        turned; and the share of validation images, all upright, that look turned at least as much, float64 [B].
+        """For uint8 [B, 28, 28], each [B]: :meth:`share_further`; the share of validation images, all upright, that
+        look turned at least as much, float64; and how many quarter turns to the left would bring upright what looks
+        turned, int64, 0 for what does not, or would still not look usual (share below ``TURNED_BACK``).
         """
         x = features(model, images)[0]
         turn, margin = self.margin(x)
-        return _share(self.distances, self.distance(x)), (4 - turn).numpy(), _share(self.margins, margin)
+        upright, turns = _share(self.margins, margin), np.zeros(len(images), np.int64)
+        for i in np.flatnonzero(upright < TURNED):
+            back = 4 - int(turn[i])
+            if self.share_further(model, _turn(images[i : i + 1], back))[0] >= TURNED_BACK:
+                turns[i] = back
+        return _share(self.distances, self.distance(x)), upright, turns
 
     def save(self, path: str | Path) -> Path:
         """Write ``<path>.outliers.safetensors`` beside the model saved as ``path``, and bound to it by hash."""
@@ -135,18 +145,22 @@ def features(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
 def load(path: str | Path) -> Outliers:
     """What is saved beside a model, ``path`` without its ending.
 
-    Raises ``FileNotFoundError`` with the command that makes the file, ``ValueError`` where the model is another one.
+    Raises ``FileNotFoundError`` with the command that makes the file, ``ValueError`` where it is damaged or belongs to
+    another model.
     """
     file, model_file = _file(path, "outliers."), _file(path)
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: python -m fmnist_utils.explain.outliers makes it.")
-    with safe_open(file, "pt") as opened:
-        made_for = (opened.metadata() or {}).get("model")
+    again = "run python -m fmnist_utils.explain.outliers again"
+    try:
+        with safe_open(file, "pt") as opened:
+            made_for = (opened.metadata() or {}).get("model")
+        found = Outliers(**load_file(file))
+    except (SafetensorError, TypeError) as error:
+        raise ValueError(f"{file} is damaged or of another version of this project: {again}.") from error
     if made_for != file_sha256(model_file):
-        raise ValueError(
-            f"{file} belongs to another {model_file.name}: run python -m fmnist_utils.explain.outliers again."
-        )
-    return Outliers(**load_file(file))
+        raise ValueError(f"{file} belongs to another {model_file.name}: {again}.")
+    return found
 
 
 def _file(path: str | Path, kind: str = "") -> Path:
