@@ -31,6 +31,7 @@ SCRIPTS = [
     ("exported_models", []),
     ("app_load", []),
     ("out_of_distribution", []),
+    ("photographs", []),
 ]
 
 
@@ -155,3 +156,17 @@ def check_out_of_distribution(found: dict) -> None:
         assert all(0 <= value <= 1 for value in numbers_in(table))
     # Pixels in random order are no garment for any model.
     assert found["auroc"]["small-cnn"]["shuffled garments"]["Mahalanobis distance"] > 0.9
+
+
+def check_photographs(found: dict) -> None:
+    kinds = found["models"]["small-cnn"]["kinds"]
+    assert set(found["held_out"]) < kinds.keys()
+    for told in kinds.values():
+        count, accuracy = told["accuracy"]["of"], told["accuracy"]["share"]
+        wrong = told["wrong_flagged"] or {"share": 1, "of": 0}
+        assert wrong["of"] == round(count * (1 - accuracy))
+        unflagged = round(wrong["of"] * (1 - wrong["share"]))
+        assert told["wrong_and_unflagged"]["share"] == pytest.approx(unflagged / count, abs=1e-4)
+        assert told["accuracy"]["low"] <= accuracy <= told["accuracy"]["high"]
+    for kind in ("two garments", "nothing, even ground"):  # no answer is right there
+        assert kinds[kind]["accuracy"]["share"] == 0 and kinds[kind]["wrong_flagged"]["share"] > 0.8
