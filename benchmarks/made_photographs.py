@@ -1,18 +1,11 @@
-"""Made-up photographs of garments, from images of the data set: on many grounds, with things in the way, turned, in shade.
+"""Made-up photographs of garments, from images of the data set: many grounds, things in the way, turned, in shade.
 
-``photographs(garments, "wood floor", 8)`` makes eight of a kind. :mod:`photographs`, the benchmark, says what they are
-for; tests use a few kinds. ``HELD_OUT`` kinds were not looked at while the app's limits were chosen.
+What :mod:`photographs`, the benchmark, is about; :func:`compose` makes one.
 """
 
-import io
-
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFilter
 from scipy.ndimage import gaussian_filter
-
-from fmnist_utils.app import photos
-from fmnist_utils.data import FashionMNIST
 
 Random = np.random.Generator
 
@@ -237,48 +230,3 @@ def dim_half(random: Random, shape: tuple[int, int]) -> np.ndarray:
     """The shadow of a window's frame: a soft edge."""
     x = np.linspace(-1, 1, shape[1])[:, None] if random.random() < 0.5 else np.linspace(-1, 1, shape[0])[:, None, None]
     return np.ones((*shape, 1)) * (0.75 - 0.25 * np.tanh(12 * (x - random.uniform(-0.15, 0.15))))
-
-
-#: By what is in the picture and kind, the settings of :func:`compose`; kinds looked at while limits were chosen, first.
-KINDS = {
-    "one upright garment": {
-        "even ground": {}, "coloured ground": {"ground": coloured}, "shaded ground": {"ground": shaded},
-        "striped ground": {"ground": striped}, "soft shadows": {"light": soft_shadow}, "tiles": {"ground": tiles},
-        "carpet": {"ground": carpet}, "bricks": {"ground": bricks}, "crumpled paper": {"ground": paper},
-        "wood floor": {"ground": wood}, "wrinkled sheet": {"ground": sheet}, "rough wall": {"ground": wall},
-        "pegs on a line": {"things": (pegs,)}, "coin": {"things": (coin,)}, "hanger": {"things": (hanger,)},
-        "price tag": {"things": (price_tag,)}, "parquet": {"ground": parquet}, "blanket": {"ground": bed},
-        "concrete": {"ground": concrete}, "edge of a table": {"ground": table}, "label": {"things": (label,)},
-        "wooden hanger": {"things": (wooden_hanger,)}, "ruler": {"things": (ruler,)},
-    },
-    "one garment, not upright": {
-        "tilted by 10°": {"turn": 10}, "tilted by 30°": {"turn": 30}, "upside down": {"turn": 180},
-        "turned left": {"turn": 90}, "turned right": {"turn": 270},
-        "turned left on parquet": {"turn": 90, "ground": parquet},
-        "upside down on a blanket": {"turn": 180, "ground": bed},
-    },
-    "no single garment": {
-        "two garments": {"second": True}, "half in shade": {"light": half_shade}, "nothing, even ground": {},
-        "nothing, wood floor": {"ground": wood}, "nothing, tiles": {"ground": tiles},
-        "two garments on concrete": {"second": True, "ground": concrete},
-        "half in soft shade": {"light": dim_half}, "nothing, parquet": {"ground": parquet},
-        "nothing, blanket": {"ground": bed},
-    },
-}  # fmt: skip
-HELD_OUT = ("parquet", "blanket", "concrete", "edge of a table", "label", "wooden hanger", "ruler",
-            "turned left on parquet", "upside down on a blanket", "two garments on concrete", "half in soft shade",
-            "nothing, parquet", "nothing, blanket")  # fmt: skip
-
-
-def photographs(garments: FashionMNIST, kind: str, count: int, seed: int = 0) -> tuple[list[Image.Image], torch.Tensor]:
-    """``count`` photographs of a kind, as the app reads them, and the labels of what is in them, int64 [count]."""
-    random = np.random.default_rng([seed, *kind.encode()])
-    settings = next(kinds[kind] for kinds in KINDS.values() if kind in kinds)
-    chosen, made = random.permutation(len(garments))[:count], []
-    for index in chosen:
-        garment = None if kind.startswith("nothing") else garments.images[index].numpy()
-        other = {"second": garments.images[random.integers(len(garments))].numpy()} if "second" in settings else {}
-        buffer = io.BytesIO()
-        compose(garment, random, **settings | other).save(buffer, "JPEG", quality=85)
-        made.append(photos.read_image(buffer.getvalue()))
-    return made, garments.labels[chosen]

@@ -8,11 +8,14 @@ were chosen; ``reference``: what the distance to the training data alone would h
 95% intervals, the accuracy, the share of wrong answers flagged, of right ones flagged, of all wrong and unflagged.
 """
 
+import io
+
+import made_photographs as made
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from made_photographs import HELD_OUT, KINDS, photographs
+from PIL import Image
 
 from fmnist_utils import pick
 from fmnist_utils.app import photos, serving
@@ -26,6 +29,73 @@ from fmnist_utils.results import save_benchmark
 #: Photographs of each kind, by model: VGG16 takes ten times as long.
 COUNTS = pick(smoke={"small-cnn": 8}, cpu={"small-cnn": 100, "vgg16-block3-two-views": 20},
               full={"small-cnn": 100, "vgg16-block3-two-views": 20})  # fmt: skip
+
+
+#: By what is in the picture and kind, the settings of :func:`compose`; kinds looked at while limits were chosen, first.
+KINDS = {
+    "one upright garment": {
+        "even ground": {},
+        "coloured ground": {"ground": made.coloured},
+        "shaded ground": {"ground": made.shaded},
+        "striped ground": {"ground": made.striped},
+        "soft shadows": {"light": made.soft_shadow},
+        "tiles": {"ground": made.tiles},
+        "carpet": {"ground": made.carpet},
+        "bricks": {"ground": made.bricks},
+        "crumpled paper": {"ground": made.paper},
+        "wood floor": {"ground": made.wood},
+        "wrinkled sheet": {"ground": made.sheet},
+        "rough wall": {"ground": made.wall},
+        "pegs on a line": {"things": (made.pegs,)},
+        "coin": {"things": (made.coin,)},
+        "hanger": {"things": (made.hanger,)},
+        "price tag": {"things": (made.price_tag,)},
+        "parquet": {"ground": made.parquet},
+        "blanket": {"ground": made.bed},
+        "concrete": {"ground": made.concrete},
+        "edge of a table": {"ground": made.table},
+        "label": {"things": (made.label,)},
+        "wooden hanger": {"things": (made.wooden_hanger,)},
+        "ruler": {"things": (made.ruler,)},
+    },
+    "one garment, not upright": {
+        "tilted by 10°": {"turn": 10},
+        "tilted by 30°": {"turn": 30},
+        "upside down": {"turn": 180},
+        "turned left": {"turn": 90},
+        "turned right": {"turn": 270},
+        "turned left on parquet": {"turn": 90, "ground": made.parquet},
+        "upside down on a blanket": {"turn": 180, "ground": made.bed},
+    },
+    "no single garment": {
+        "two garments": {"second": True},
+        "half in shade": {"light": made.half_shade},
+        "nothing, even ground": {},
+        "nothing, wood floor": {"ground": made.wood},
+        "nothing, tiles": {"ground": made.tiles},
+        "two garments on concrete": {"second": True, "ground": made.concrete},
+        "half in soft shade": {"light": made.dim_half},
+        "nothing, parquet": {"ground": made.parquet},
+        "nothing, blanket": {"ground": made.bed},
+    },
+}
+HELD_OUT = ("parquet", "blanket", "concrete", "edge of a table", "label", "wooden hanger", "ruler",
+            "turned left on parquet", "upside down on a blanket", "two garments on concrete", "half in soft shade",
+            "nothing, parquet", "nothing, blanket")  # fmt: skip
+
+
+def photographs(garments: FashionMNIST, kind: str, count: int, seed: int = 0) -> tuple[list[Image.Image], torch.Tensor]:
+    """``count`` photographs of a kind, as the app reads them, and the labels of what is in them, int64 [count]."""
+    random = np.random.default_rng([seed, *kind.encode()])
+    settings = next(kinds[kind] for kinds in KINDS.values() if kind in kinds)
+    chosen, taken = random.permutation(len(garments))[:count], []
+    for index in chosen:
+        garment = None if kind.startswith("nothing") else garments.images[index].numpy()
+        other = {"second": garments.images[random.integers(len(garments))].numpy()} if "second" in settings else {}
+        buffer = io.BytesIO()
+        made.compose(garment, random, **settings | other).save(buffer, "JPEG", quality=85)
+        taken.append(photos.read_image(buffer.getvalue()))
+    return taken, garments.labels[chosen]
 
 
 def judged(name: str, garments: FashionMNIST) -> pd.DataFrame:

@@ -1,7 +1,10 @@
 """Pictures from anywhere: what is refused and why, what arrives unchanged, whether garments are still recognised."""
 
+import importlib
 import io
 import struct
+import subprocess
+import sys
 import threading
 import tracemalloc
 import zlib
@@ -12,9 +15,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter, PngImagePlugin
 
 from fmnist_utils import ROOT
-from fmnist_utils.app import photos
-from fmnist_utils.app.photos import STEPS, BadImage, prepare, read_image
-from fmnist_utils.data import CLASSES, load
+from fmnist_utils.app import decoding, photos
+from fmnist_utils.app.photos import STEPS, BadImage, examine, prepare, read_image
+from fmnist_utils.data import CLASSES, load, train_val_split
 from fmnist_utils.models import load_model
 
 
@@ -204,6 +207,41 @@ def test_eight_threads_get_what_one_gets():
     np.testing.assert_array_equal(found, expected)
 
 
+def in_scans(side: int, more: int) -> bytes:
+    """A progressive JPEG, its last scan repeated."""
+    data = encoded(shirt((side, side)), "JPEG", progressive=True)
+    return data[:-2] + more * data[data.rindex(b"\xff\xda") : -2] + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(("side", "more"), [(300, 200), (2500, 30)])
+def test_jpeg_of_many_scans_is_refused_before_it_is_decoded(side, more, monkeypatch):
+    monkeypatch.setattr(Image.Image, "draft", lambda *_: pytest.fail("decoding began"))
+    with pytest.raises(BadImage, match=r"is a JPEG in \d+ scans"):
+        read_image(in_scans(side, more))
+
+
+def test_jpeg_of_a_few_scans_is_read():
+    assert read_image(in_scans(2500, 5)).size == (photos.SIDE, photos.SIDE)
+
+
+def test_picture_that_takes_too_long_is_given_up_and_the_next_one_is_read(monkeypatch):
+    going_on = threading.Event()
+    monkeypatch.setattr(decoding, "SECONDS", 0.05)
+    with pytest.raises(BadImage, match="too long"):
+        decoding._in_turn(going_on.wait)
+    going_on.set()
+    monkeypatch.undo()
+    assert read_image(encoded(shirt())).size == (120, 160)
+
+
+def test_a_decoder_at_work_does_not_keep_the_process_from_ending():
+    code = (
+        "from fmnist_utils.app import decoding; import time; decoding.SECONDS = 0.1; decoding._in_turn(time.sleep, 900)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "too long" in done.stderr
+
+
 # ---------------------------------------------------------------------------------------------- preparation
 
 
@@ -307,3 +345,61 @@ def test_photographed_garments_get_the_class_of_the_original(ground, least):
         expected, classes = model(garments.images).argmax(1), model(found).argmax(1)
     wrong = [f"{CLASSES[a]} -> {CLASSES[b]}" for a, b in zip(expected, classes, strict=True) if a != b]
     assert 1 - len(wrong) / len(garments) >= least, wrong
+
+
+# ------------------------------------------------------------------------------------- photographs of other kinds
+
+
+@pytest.fixture(scope="module")
+def made():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module("photographs")
+    finally:
+        sys.path.pop(0)
+
+
+@pytest.fixture(scope="module")
+def garments():
+    return train_val_split(load("train"))[1]
+
+
+@pytest.mark.parametrize("kind", ["wood floor", "rough wall", "price tag", "hanger"])
+def test_what_is_around_a_garment_is_left_out(kind, made, garments):
+    images, labels = made.photographs(garments, kind, 40, seed=7)
+    model, found = load_model(ROOT / "data" / "models" / "small-cnn"), [examine(image) for image in images]
+    with torch.no_grad():
+        right = model(torch.stack([one.pixels for one in found])).argmax(1) == labels
+    assert right.float().mean() >= 0.75
+    assert sum(bool(one.doubt) for one in found) <= 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [("two garments", "more than one"), ("half in shade", "edge"), ("nothing, even ground", "nothing stands out"),
+     ("nothing, wood floor", "nothing stands out")],
+)  # fmt: skip
+def test_no_single_garment_is_said(kind, why, made, garments):
+    images, _ = made.photographs(garments, kind, 20, seed=7)
+    assert sum(why in examine(image).doubt for image in images) >= 17
+
+
+def test_even_ground_gives_no_doubt(made, garments):
+    images, _ = made.photographs(garments, "even ground", 40, seed=7)
+    assert sum(bool(examine(image).doubt) for image in images) <= 2
+
+
+def test_a_thin_drawing_is_no_speck_and_black_is_nothing():
+    image = Image.new("L", (280, 280))
+    ImageDraw.Draw(image).line([(60, 40), (220, 40), (220, 240), (60, 240), (60, 40)], 255, 6)
+    found = examine(image)
+    assert not found.doubt and (found.pixels[[0, -1]] > 100).float().mean() > 0.8
+    assert "nothing" in examine(Image.new("L", (28, 28))).doubt
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_quarter_turns_are_to_the_left(turns):
+    found = examine(shirt(), turns=turns)
+    expected = torch.rot90(examine(shirt()).pixels, turns)
+    assert (found.pixels.int() - expected.int()).abs().float().mean() < 3
+    assert any("as you asked" in text for text, _ in found.stages)

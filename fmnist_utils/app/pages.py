@@ -155,7 +155,7 @@ def headline(picture: serving.Picture, answer: serving.Answer) -> tuple[str, str
     best = int(answer.probabilities.argmax())
     sure, doubt = percent(answer.probabilities[best]), serving.warning(picture, answer)
     if picture.doubt:
-        return "No single garment", f"or {CLASSES[best]}, {sure}"
+        return "No single garment", f"(closest: {CLASSES[best]}, {sure})"
     unsure = ", not sure" if answer.probabilities[best] < 0.5 and not doubt else ""
     return CLASSES[best], f"{sure}{unsure}{f', {doubt[0]}' if doubt else ''}"
 
@@ -171,7 +171,8 @@ def answer_card(name: str, picture: serving.Picture, answer: serving.Answer, key
         right = picture.label == order[0]
         text = f"{'Right' if right else 'Wrong'}: its label is {CLASSES[picture.label]}."
         notes.append(html.P(text, className="right" if right else "warning"))
-    came = picture.stages[0][1]
+    came, own = picture.stages[0][1], picture.label is None and len(picture.stages) > 2
+    turn = [_turn_buttons(key, answer.turns)] if own else []
     pictures = [("Your picture", came)] * (picture.label is None) + [("What the network gets: 28×28", picture.pixels)]
     if answer.overlay:
         pictures.append((f"Where it saw “{best}” (Grad-CAM)", answer.overlay))
@@ -179,8 +180,9 @@ def answer_card(name: str, picture: serving.Picture, answer: serving.Answer, key
         html.P(name, className="name"),
         html.H2([said, html.Span(f" {trust}")]),
         *notes,
-        *([_turn_buttons(key, answer.turns)] if picture.label is None and len(picture.stages) > 1 else []),
+        *(turn if answer.turns else []),
         html.Div([_figure(text, image) for text, image in pictures], className="pictures"),
+        *([] if answer.turns else turn),
         html.Ol([_bar(CLASSES[i], answer.probabilities[i]) for i in order], className="bars"),
     ]
     if len(picture.stages) > 1:

@@ -63,7 +63,8 @@ class Answer:
 def warning(picture: Picture, answer: Answer) -> tuple[str, str] | None:
     """Why the answer is not to be relied on, in two or three words and in a sentence; None where nothing speaks so."""
     if picture.doubt:
-        return "no single garment", f"There is no single garment to name here: {picture.doubt}."
+        why = picture.doubt[0].upper() + picture.doubt[1:]
+        return "no single garment", f"{why}. The network must name one of ten kinds all the same: don't rely on that."
     if answer.turns:
         way = {1: "a quarter turn to the left", 2: "half a turn", 3: "a quarter turn to the right"}[answer.turns]
         return "turned?", f"After {way} it would look more usual to this model. Is it upright?"
