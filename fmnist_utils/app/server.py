@@ -142,8 +142,10 @@ def _csv(_, history: list | None):
     return {"content": "\ufeff" + table.to_csv(index=False), "filename": "predictions.csv", "type": "text/csv"}
 
 
-def _harmless(text):
-    return "'" + text if isinstance(text, str) and text.strip("\ufeff\u200b \t\r\n")[:1] in _FORMULA else text
+def _harmless(cell):
+    """The cell, quoted where a spreadsheet could run it: some skip blanks of any kind before a formula."""
+    seen = str(cell).replace("\ufeff", "").replace("\u200b", "").strip()
+    return "'" + cell if isinstance(cell, str) and seen[:1] in _FORMULA else cell
 
 
 # ------------------------------------------------------------------------------------------------- the command line
