@@ -364,14 +364,14 @@ def garments():
     return train_val_split(load("train"))[1]
 
 
-@pytest.mark.parametrize("kind", ["wood floor", "rough wall", "price tag", "hanger"])
+@pytest.mark.parametrize("kind", ["wood floor", "rough wall", "price tag", "hanger", "edge of a table"])
 def test_what_is_around_a_garment_is_left_out(kind, made, garments):
     images, labels = made.photographs(garments, kind, 40, seed=7)
     model, found = load_model(ROOT / "data" / "models" / "small-cnn"), [examine(image) for image in images]
     with torch.no_grad():
         right = model(torch.stack([one.pixels for one in found])).argmax(1) == labels
     assert right.float().mean() >= 0.75
-    assert sum(bool(one.doubt) for one in found) <= 4
+    assert sum(bool(one.doubt) for one in found) <= 8
 
 
 @pytest.mark.parametrize(

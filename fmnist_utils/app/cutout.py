@@ -15,6 +15,9 @@ from scipy import ndimage
 LEAST_PART = 0.15
 #: What is thinner than this share of the picture's longest side is not the garment: a seam, a hanger's wire.
 THIN = 1 / 32
+#: What takes this share of the frame is ground, such as a wall behind a table, where something else has a fifth of its
+#: mass and does not.
+ALONG_FRAME, INSTEAD = 0.06, 0.2
 #: A second part of this share of the largest one's mass, beside it, is a second garment.
 SECOND = 0.35
 #: A garment covers less of the picture's frame than this, and more of the picture than ``SMALL``.
@@ -95,7 +98,12 @@ def _parts(cover: np.ndarray, even: bool) -> tuple[np.ndarray, list]:
     if even and thick.sum() < mask.sum() / 2:  # a drawing with a fine pen, a sandal: the lines are the thing
         thick, thin = mask, 0
     labels, count = ndimage.label(thick, np.ones((3, 3)))
-    masses = ndimage.sum_labels(cover, labels, np.arange(1, count + 1)) if count else np.zeros(0)
+    if not count:
+        return thick, []
+    masses = ndimage.sum_labels(cover, labels, np.arange(1, count + 1))
+    at_frame = np.bincount(frame(labels), minlength=count + 1)[1:] / len(frame(labels))
+    inner = np.where(at_frame > ALONG_FRAME, 0, masses)
+    masses = inner if inner.max() >= INSTEAD * masses.max() else masses
     order = [i for i in np.argsort(-masses) if masses[i] >= LEAST_PART * masses.max()]
     slices = ndimage.find_objects(labels)
     kept = np.isin(labels, [i + 1 for i in order])
