@@ -123,6 +123,39 @@ def png_with_text(length: int) -> bytes:
     return encoded(shirt(), pnginfo=text)
 
 
+def png_with(name: bytes, body: bytes) -> bytes:
+    """The shirt as PNG, with a chunk more behind its header."""
+    data = encoded(shirt())
+    part = struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return data[:33] + part + data[33:]
+
+
+ODD = {
+    "PNG, EXIF is junk": png_with(b"eXIf", b"junk"),
+    "PNG, EXIF breaks off": png_with(b"eXIf", b"MM\0*\0\0\0\x08\0\x05\x01\x12"),
+    "PNG, EXIF in a text that is none": png_with(
+        b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 4\nzz")
+    ),
+    "PNG, text of another compression": png_with(b"zTXt", b"Comment\0\x07xx"),
+    "PNG, text that unpacks to 50 MB": png_with_text(50_000_000),
+    "PNG, half a resolution": png_with(b"pHYs", b"\0"),
+    "WebP, EXIF is junk": encoded(shirt(), "WEBP", exif=b"Exif\0\0junk", lossless=True),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("case", ODD)
+def test_odd_remarks_make_no_sound_picture_damaged(case):
+    tracemalloc.start()
+    try:
+        found = read_image(ODD[case])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(np.asarray(found.convert("RGB")), np.asarray(shirt()))
+    assert torch.equal(prepare(found)[0], prepare(shirt())[0]) and peak < 5_000_000
+
+
 BAD = {
     "nothing": (b"", "0 bytes"),
     "text": (b"just some text", "not a picture"),
@@ -141,7 +174,8 @@ BAD = {
     "100 megapixels": (png_of_size(10_000, 10_000), "megapixels"),
     "4 gigapixels": (png_of_size(65_000, 65_000), "megapixels"),
     "side of 2 thousand million": (png_of_size(2**31 - 1, 1)[:60], "holiday"),
-    "text that unpacks to 50 MB": (png_with_text(50_000_000), "damaged or incomplete"),
+    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "HEIC file.*as JPEG"),
+    "AVIF": (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1" + bytes(200), "AVIF file.*as JPEG"),
     "1×1": (encoded(Image.new("RGB", (1, 1))), "1×1 pixel"),
     "a line": (encoded(Image.new("RGB", (5_000, 1))), "too few"),
     "50 MB": (bytes(50_000_000), "50.0 MB; 10 MB is the limit"),

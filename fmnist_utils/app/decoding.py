@@ -3,6 +3,7 @@
 Used by :mod:`fmnist_utils.app.photos`. Explained in ``notebooks/07_deployment.ipynb``.
 """
 
+import contextlib
 import io
 import queue
 import threading
@@ -49,6 +50,9 @@ def read_image(data: bytes, name: str = "image", max_bytes: int = MAX_BYTES) -> 
         raise BadImage(f"“{shown}” has {len(data) / 1e6:.1f} MB; {max_bytes / 1e6:g} MB is the limit. Make it smaller.")
     if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<":
         raise BadImage(f"“{shown}” is a text such as SVG or HTML, not a picture made of pixels. Send a PNG or JPEG.")
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis"):
+        kind = "AVIF" if data[8:11] == b"avi" else "HEIC"
+        raise BadImage(f"“{shown}” is a {kind} file, which this app does not read. Save or export it as JPEG first.")
     try:
         return _in_turn(_decode, data, shown)
     except BadImage:
@@ -67,7 +71,7 @@ def _too_many(shown: str) -> str:
 
 
 def _decode(data: bytes, shown: str) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads no pixels yet
+    image = Image.open(io.BytesIO(_without_remarks(data)), formats=FORMATS)  # reads no pixels yet
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(_too_many(shown))
     if min(image.size) < MIN_SIDE:
@@ -80,13 +84,27 @@ def _decode(data: bytes, shown: str) -> Image.Image:
     image.draft(None, (SIDE, SIDE))  # a JPEG is decoded at an eighth of its size where that is enough
     image.load()
     exif = Image.Exif()
-    exif[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+    with contextlib.suppress(Exception):  # a sound picture may have a junk note about its orientation
+        exif[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
     # Skipping pixels first: a smooth reduction would copy the whole picture, once more for its transparency.
     image.thumbnail((4 * SIDE, 4 * SIDE), Image.Resampling.NEAREST, reducing_gap=None)
     image = plain(image)
     image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
     image.info = {"exif": exif.tobytes()} | ({NOTE: "animated: its first frame"} if animated else {})
     return image
+
+
+def _without_remarks(data: bytes) -> bytes:
+    """A PNG without the chunks that change no pixel here: Pillow refuses a picture for a mistake in one of them."""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data
+    kept, place = [data[:8]], 8
+    while place + 12 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"pHYs", b"tIME", b"iCCP"):
+            kept.append(data[place:end])
+        place = end
+    return b"".join([*kept, data[place:]])
 
 
 def _most_scans(image: Image.Image) -> int:
