@@ -400,8 +400,12 @@ def test_too_many_at_once_are_told_so_and_health_is_not(monkeypatch):
     assert app.server.test_client().post("/_dash-update-component", json={}).status_code != 503
 
 
-@pytest.mark.parametrize(("seconds", "most", "closed"), [(1e9, 10**9, False), (-1, 10**9, True), (1e9, 10, True)])
-def test_request_that_trickles_or_too_many_unfinished_bytes_end_the_connection(seconds, most, closed, monkeypatch):
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n"
+
+
+@pytest.fixture
+def channel(monkeypatch):
+    """Makes connections as the server does, without one."""
     from waitress.adjustments import Adjustments
 
     from fmnist_utils.app import guard
@@ -412,21 +416,46 @@ def test_request_that_trickles_or_too_many_unfinished_bytes_end_the_connection(s
         def add_task(self, task):
             self.tasks += 1
 
-    monkeypatch.setattr(guard, "SENDING", seconds)
-    monkeypatch.setattr(guard, "BYTES_A_SECOND", 1e12)
-    monkeypatch.setattr(guard.Channel, "most", most)
-    one, other = socket.socketpair()
-    channel, server = guard.Channel.__new__(guard.Channel), Server()
-    guard.Channel.__init__(channel, server, one, ("127.0.0.1", 1), server.adj, map={})
-    channel.received(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n")
-    channel.received(b"a few")
-    assert channel.will_close == closed and guard.Channel.unfinished
-    if not closed:
-        channel.received(b"x" * 85)
-        assert server.tasks == 1
-    channel.handle_close()
-    other.close()
+    made = []
+
+    def make():
+        one, other = socket.socketpair()
+        made.append((guard.Channel(Server(), one, ("127.0.0.1", 1), Server.adj, map={}), other))
+        return made[-1][0]
+
+    monkeypatch.setattr(guard.Channel, "unfinished", {})
+    yield make
+    for channel, other in made:
+        channel.handle_close()
+        other.close()
     assert not guard.Channel.unfinished
+
+
+@pytest.mark.parametrize(("seconds", "closed"), [(1e9, False), (-1e9, True)])
+def test_request_that_trickles_ends_the_connection(channel, seconds, closed, monkeypatch):
+    from fmnist_utils.app import guard
+
+    monkeypatch.setattr(guard, "SENDING", seconds)
+    one = channel()
+    one.received(POST)
+    one.received(b"a few")
+    assert one.will_close == closed and one in guard.Channel.unfinished
+    if not closed:
+        one.received(b"x" * 85)
+        assert one.server.tasks == 1 and not guard.Channel.unfinished
+
+
+def test_too_many_unfinished_bytes_wait_outside_and_the_oldest_goes_on(channel, monkeypatch):
+    from fmnist_utils.app import guard
+
+    monkeypatch.setattr(guard.Channel, "most", 2 * len(POST))
+    one, two, three = channel(), channel(), channel()
+    one.received(POST)
+    assert one.readable() and two.readable() and three.readable()
+    two.received(POST)
+    assert [each.readable() for each in (one, two, three)] == [True, False, False]
+    one.received(b"x" * 90)
+    assert two.readable() and three.readable()
 
 
 def test_stale_rows_of_a_history_are_left_out():

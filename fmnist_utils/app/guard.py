@@ -22,11 +22,17 @@ SENDING, BYTES_A_SECOND = 30, 20_000
 
 
 class Channel(HTTPChannel):
-    """waitress's connection, closed where one request takes too long to arrive or too many bytes wait unfinished."""
+    """waitress's connection, which closes where one request takes too long to arrive, and stops reading while too many
+    bytes of unfinished requests are in memory; the oldest of them always goes on.
+    """
 
     unfinished: dict["Channel", int] = {}
     most = 100_000_000
     _began = 0.0
+
+    def readable(self) -> bool:
+        room = sum(self.unfinished.values()) < self.most or next(iter(self.unfinished)) is self
+        return super().readable() and room
 
     def received(self, data: bytes) -> bool:
         now = time.monotonic()
@@ -37,7 +43,7 @@ class Channel(HTTPChannel):
             self.unfinished.pop(self, None)
         else:
             self.unfinished[self] = arrived = self.unfinished.get(self, 0) + len(data)
-            if now - self._began > SENDING + arrived / BYTES_A_SECOND or sum(self.unfinished.values()) > self.most:
+            if now - self._began > SENDING + arrived / BYTES_A_SECOND:
                 self.will_close = True
         return found
 
