@@ -184,8 +184,11 @@ def garment(pixels: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     return values, np.asarray(outline.filter(ImageFilter.GaussianBlur(1)), float) / 255
 
 
-def compose(pixels: np.ndarray, random: Random, ground=even, things=(), turn: float = 0, second=None, light=None):
-    """A photograph of a garment (none, one, or ``second`` beside it) on a ground, with ``things`` drawn over."""
+def compose(
+    pixels: np.ndarray, random: Random, ground=even, things=(), turn: float = 0, second=None, light=None, tight=False
+):
+    """A photograph of a garment (none, one, or ``second`` beside it) on a ground, with ``things`` drawn over, or cut
+    ``tight`` to the garment."""
     side = int(random.integers(170, 260))
     shape = tuple(int(side * random.uniform(1.35, 1.8)) for _ in range(2))
     if second is not None:
@@ -206,6 +209,8 @@ def compose(pixels: np.ndarray, random: Random, ground=even, things=(), turn: fl
     draw = ImageDraw.Draw(image)
     for thing in things:
         thing(draw, random, box)
+    if tight:
+        image = image.crop(box)
     if turn:
         around = tuple(int(v) for v in np.median(picture[:5].reshape(-1, 3), axis=0))
         image = image.rotate(turn, Image.Resampling.BICUBIC, expand=turn % 90 == 0, fillcolor=around)

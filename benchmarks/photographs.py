@@ -43,6 +43,7 @@ KINDS = {
         "carpet": {"ground": made.carpet},
         "bricks": {"ground": made.bricks},
         "crumpled paper": {"ground": made.paper},
+        "cut tightly": {"tight": True},
         "wood floor": {"ground": made.wood},
         "wrinkled sheet": {"ground": made.sheet},
         "rough wall": {"ground": made.wall},
@@ -80,7 +81,7 @@ KINDS = {
     },
 }
 HELD_OUT = ("parquet", "blanket", "concrete", "label", "wooden hanger", "ruler",
-            "turned left on parquet", "upside down on a blanket", "two garments on concrete", "half in soft shade",
+            "turned left on parquet", "upside down on a blanket", "two garments on concrete",
             "nothing, parquet", "nothing, blanket")  # fmt: skip
 
 

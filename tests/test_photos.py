@@ -423,6 +423,11 @@ def test_even_ground_gives_no_doubt(made, garments):
     assert sum(bool(examine(image).doubt) for image in images) <= 2
 
 
+def test_a_picture_cut_tightly_to_its_garment_is_seldom_doubted(made, garments):
+    images, _ = made.photographs(garments, "cut tightly", 60, seed=7)
+    assert sum(bool(examine(image).doubt) for image in images) <= 15
+
+
 def test_a_thin_drawing_is_no_speck_and_black_is_nothing():
     image = Image.new("L", (280, 280))
     ImageDraw.Draw(image).line([(60, 40), (220, 40), (220, 240), (60, 240), (60, 40)], 255, 6)

@@ -20,8 +20,9 @@ THIN = 1 / 32
 ALONG_FRAME, INSTEAD = 0.06, 0.2
 #: A second part of this share of the largest one's mass, beside it, is a second garment.
 SECOND = 0.35
-#: A garment covers less of the picture's frame than this, and more of the picture than ``SMALL``.
-AT_FRAME, SMALL = 0.25, 0.005
+#: A garment covers less of the picture's frame than this, or than ``WITH_CORNERS`` if it takes two corners, as a shadow
+#: does and a picture cut tightly to its garment seldom; and more of the picture than ``SMALL``.
+AT_FRAME, WITH_CORNERS, SMALL = 0.45, 0.3, 0.005
 _SMOOTH_FROM = 112  # pixels: smaller pictures have no detail to lose
 
 
@@ -115,7 +116,10 @@ def _doubt(inside: np.ndarray, parts: list) -> str:
     """Why this is no single garment, or nothing."""
     if inside.mean() < SMALL:
         return "nothing stands out from the ground"
-    if frame(inside).mean() > AT_FRAME:
+    height, width = (max(1, round(0.06 * side)) for side in inside.shape)
+    corners = (inside[rows, columns].mean() > 0.6 for rows in (slice(height), slice(-height, None))
+               for columns in (slice(width), slice(-width, None)))  # fmt: skip
+    if frame(inside).mean() > (WITH_CORNERS if sum(corners) >= 2 else AT_FRAME):
         return "what stands out reaches far along the edge"
     (mass, first), others = parts[0], parts[1:]
     for other, second in others:
