@@ -34,6 +34,7 @@ SCRIPTS = [
     ("exported_models", []),
     ("app_load", []),
     ("out_of_distribution", []),
+    ("photographs", []),
 ]
 
 
@@ -197,3 +198,17 @@ def test_rates_count_calls_and_numbers_keep_five_digits(monkeypatch):
     numbers = {"a": [np.float32(0.123456), 2, None], "b": (float("nan"), 123456.7, True)}
     kept = common.rounded(numbers)
     assert kept["a"] == [0.12346, 2, None] and math.isnan(kept["b"][0]) and kept["b"][1:] == [123460.0, True]
+
+
+def check_photographs(found: dict) -> None:
+    kinds = found["models"]["small-cnn"]["kinds"]
+    assert set(found["held_out"]) < kinds.keys()
+    for told in kinds.values():
+        count, accuracy = told["accuracy"]["of"], told["accuracy"]["share"]
+        wrong = told["wrong_flagged"] or {"share": 1, "of": 0}
+        assert wrong["of"] == round(count * (1 - accuracy))
+        unflagged = round(wrong["of"] * (1 - wrong["share"]))
+        assert told["wrong_and_unflagged"]["share"] == pytest.approx(unflagged / count, abs=1e-4)
+        assert told["accuracy"]["low"] <= accuracy <= told["accuracy"]["high"]
+    for kind in ("two garments", "nothing, even ground"):  # no answer is right there
+        assert kinds[kind]["accuracy"]["share"] == 0 and kinds[kind]["wrong_flagged"]["share"] > 0.8

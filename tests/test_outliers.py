@@ -100,3 +100,42 @@ def test_shipped_file_takes_test_images_as_usual_and_noise_as_not(name, count, g
     assert (usual < 0.01).mean() < 0.06
     strange = torch.cat([noise(20), 255 - garments[2][:20]])
     assert (detector.share_further(model, strange) < 0.01).mean() > 0.9
+
+
+@pytest.mark.parametrize(("name", "count"), [("small-cnn", 200), ("vgg16-block3-two-views", 30)])
+def test_turned_garments_are_found_and_turned_back(name, count, garments):
+    detector, model = outliers.load(FOLDER / name), load_model(FOLDER / name)
+    images = garments[2][:count]
+    share, upright, turns = detector.judge(model, images)
+    np.testing.assert_array_equal(share, detector.share_further(model, images))
+    assert (upright < outliers.TURNED).mean() < 0.06 and ((turns > 0) <= (upright < outliers.TURNED)).all()
+    for made in (1, 2, 3):
+        _, upright, turns = detector.judge(model, torch.rot90(images, made, (1, 2)).contiguous())
+        assert (upright < outliers.TURNED).mean() > 0.8
+        assert (turns == 4 - made).mean() > 0.6
+
+
+def test_margin_is_that_of_discriminant_analysis(small_cnn, garments):
+    train, val, _ = garments
+    detector = outliers.Outliers.fit(small_cnn, train, val)
+    turned = [outliers.features(small_cnn, torch.rot90(train.images, k, (1, 2)))[0].numpy() for k in range(4)]
+    labels = train.labels.numpy()
+    means = np.stack([[x[labels == label].mean(0) for label in range(10)] for x in turned])
+    spread = np.concatenate([x - mean[labels] for x, mean in zip(turned, means, strict=True)])
+    covariance = spread.T @ spread / len(spread)
+    covariance += 1e-3 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    x = outliers.features(small_cnn, val.images[:20])[0]
+    apart = np.array(
+        [[min((v - m) @ np.linalg.solve(covariance, v - m) for m in ten) for ten in means] for v in x.numpy()]
+    )
+    turn, margin = detector.margin(x)
+    np.testing.assert_array_equal(turn, apart[:, 1:].argmin(1) + 1)
+    np.testing.assert_allclose(margin, apart[:, 0] - apart[:, 1:].min(1), rtol=1e-2, atol=0.1)
+
+
+def test_a_file_that_is_none_is_named(tmp_path):
+    for ending in (".json", ".safetensors"):
+        shutil.copy(FOLDER / f"small-cnn{ending}", tmp_path)
+    (tmp_path / "small-cnn.outliers.safetensors").write_bytes(b"junk" * 100)
+    with pytest.raises(ValueError, match=r"small-cnn.outliers.safetensors is damaged"):
+        outliers.load(tmp_path / "small-cnn")

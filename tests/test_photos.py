@@ -1,7 +1,10 @@
 """Pictures from anywhere: what is refused and why, what arrives unchanged, whether garments are still recognised."""
 
+import importlib
 import io
 import struct
+import subprocess
+import sys
 import threading
 import tracemalloc
 import zlib
@@ -12,10 +15,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter, PngImagePlugin
 
 from fmnist_utils import ROOT
-from fmnist_utils.app import photos
-from fmnist_utils.app.photos import STEPS, BadImage, prepare, read_image
+from fmnist_utils.app import decoding, photos
+from fmnist_utils.app.photos import STEPS, BadImage, examine, prepare, read_image
 from fmnist_utils.checkpoints import load_model
-from fmnist_utils.data import CLASSES, load
+from fmnist_utils.data import CLASSES, load, train_val_split
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -120,6 +123,39 @@ def png_with_text(length: int) -> bytes:
     return encoded(shirt(), pnginfo=text)
 
 
+def png_with(name: bytes, body: bytes) -> bytes:
+    """The shirt as PNG, with a chunk more behind its header."""
+    data = encoded(shirt())
+    part = struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return data[:33] + part + data[33:]
+
+
+ODD = {
+    "PNG, EXIF is junk": png_with(b"eXIf", b"junk"),
+    "PNG, EXIF breaks off": png_with(b"eXIf", b"MM\0*\0\0\0\x08\0\x05\x01\x12"),
+    "PNG, EXIF in a text that is none": png_with(
+        b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 4\nzz")
+    ),
+    "PNG, text of another compression": png_with(b"zTXt", b"Comment\0\x07xx"),
+    "PNG, text that unpacks to 50 MB": png_with_text(50_000_000),
+    "PNG, half a resolution": png_with(b"pHYs", b"\0"),
+    "WebP, EXIF is junk": encoded(shirt(), "WEBP", exif=b"Exif\0\0junk", lossless=True),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("case", ODD)
+def test_odd_remarks_make_no_sound_picture_damaged(case):
+    tracemalloc.start()
+    try:
+        found = read_image(ODD[case])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(np.asarray(found.convert("RGB")), np.asarray(shirt()))
+    assert torch.equal(prepare(found)[0], prepare(shirt())[0]) and peak < 5_000_000
+
+
 BAD = {
     "nothing": (b"", "0 bytes"),
     "text": (b"just some text", "not a picture"),
@@ -138,7 +174,8 @@ BAD = {
     "100 megapixels": (png_of_size(10_000, 10_000), "megapixels"),
     "4 gigapixels": (png_of_size(65_000, 65_000), "megapixels"),
     "side of 2 thousand million": (png_of_size(2**31 - 1, 1)[:60], "holiday"),
-    "text that unpacks to 50 MB": (png_with_text(50_000_000), "damaged or incomplete"),
+    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "HEIC file.*as JPEG"),
+    "AVIF": (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1" + bytes(200), "AVIF file.*as JPEG"),
     "1×1": (encoded(Image.new("RGB", (1, 1))), "1×1 pixel"),
     "a line": (encoded(Image.new("RGB", (5_000, 1))), "too few"),
     "50 MB": (bytes(50_000_000), "50.0 MB; 10 MB is the limit"),
@@ -202,6 +239,41 @@ def test_eight_threads_get_what_one_gets():
     threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
     [thread.start() for thread in threads], [thread.join() for thread in threads]
     np.testing.assert_array_equal(found, expected)
+
+
+def in_scans(side: int, more: int) -> bytes:
+    """A progressive JPEG, its last scan repeated."""
+    data = encoded(shirt((side, side)), "JPEG", progressive=True)
+    return data[:-2] + more * data[data.rindex(b"\xff\xda") : -2] + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(("side", "more"), [(300, 200), (2500, 30)])
+def test_jpeg_of_many_scans_is_refused_before_it_is_decoded(side, more, monkeypatch):
+    monkeypatch.setattr(Image.Image, "draft", lambda *_: pytest.fail("decoding began"))
+    with pytest.raises(BadImage, match=r"is a JPEG in \d+ scans"):
+        read_image(in_scans(side, more))
+
+
+def test_jpeg_of_a_few_scans_is_read():
+    assert read_image(in_scans(2500, 5)).size == (photos.SIDE, photos.SIDE)
+
+
+def test_picture_that_takes_too_long_is_given_up_and_the_next_one_is_read(monkeypatch):
+    going_on = threading.Event()
+    monkeypatch.setattr(decoding, "SECONDS", 0.05)
+    with pytest.raises(BadImage, match="too long"):
+        decoding._in_turn(going_on.wait)
+    going_on.set()
+    monkeypatch.undo()
+    assert read_image(encoded(shirt())).size == (120, 160)
+
+
+def test_a_decoder_at_work_does_not_keep_the_process_from_ending():
+    code = (
+        "from fmnist_utils.app import decoding; import time; decoding.SECONDS = 0.1; decoding._in_turn(time.sleep, 900)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "too long" in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------- preparation
@@ -307,3 +379,66 @@ def test_photographed_garments_get_the_class_of_the_original(ground, least):
         expected, classes = model(garments.images).argmax(1), model(found).argmax(1)
     wrong = [f"{CLASSES[a]} -> {CLASSES[b]}" for a, b in zip(expected, classes, strict=True) if a != b]
     assert 1 - len(wrong) / len(garments) >= least, wrong
+
+
+# ------------------------------------------------------------------------------------- photographs of other kinds
+
+
+@pytest.fixture(scope="module")
+def made():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module("photographs")
+    finally:
+        sys.path.pop(0)
+
+
+@pytest.fixture(scope="module")
+def garments():
+    return train_val_split(load("train"))[1]
+
+
+@pytest.mark.parametrize("kind", ["wood floor", "rough wall", "price tag", "hanger", "edge of a table"])
+def test_what_is_around_a_garment_is_left_out(kind, made, garments):
+    images, labels = made.photographs(garments, kind, 40, seed=7)
+    model, found = load_model(ROOT / "data" / "models" / "small-cnn"), [examine(image) for image in images]
+    with torch.no_grad():
+        right = model(torch.stack([one.pixels for one in found])).argmax(1) == labels
+    assert right.float().mean() >= 0.75
+    assert sum(bool(one.doubt) for one in found) <= 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [("two garments", "more than one"), ("half in shade", "edge"), ("nothing, even ground", "nothing stands out"),
+     ("nothing, wood floor", "nothing stands out")],
+)  # fmt: skip
+def test_no_single_garment_is_said(kind, why, made, garments):
+    images, _ = made.photographs(garments, kind, 20, seed=7)
+    assert sum(why in examine(image).doubt for image in images) >= 17
+
+
+def test_even_ground_gives_no_doubt(made, garments):
+    images, _ = made.photographs(garments, "even ground", 40, seed=7)
+    assert sum(bool(examine(image).doubt) for image in images) <= 2
+
+
+def test_a_picture_cut_tightly_to_its_garment_is_seldom_doubted(made, garments):
+    images, _ = made.photographs(garments, "cut tightly", 60, seed=7)
+    assert sum(bool(examine(image).doubt) for image in images) <= 15
+
+
+def test_a_thin_drawing_is_no_speck_and_black_is_nothing():
+    image = Image.new("L", (280, 280))
+    ImageDraw.Draw(image).line([(60, 40), (220, 40), (220, 240), (60, 240), (60, 40)], 255, 6)
+    found = examine(image)
+    assert not found.doubt and (found.pixels[[0, -1]] > 100).float().mean() > 0.8
+    assert "nothing" in examine(Image.new("L", (28, 28))).doubt
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_quarter_turns_are_to_the_left(turns):
+    found = examine(shirt(), turns=turns)
+    expected = torch.rot90(examine(shirt()).pixels, turns)
+    assert (found.pixels.int() - expected.int()).abs().float().mean() < 3
+    assert any("as you asked" in text for text, _ in found.stages)

@@ -11,12 +11,14 @@ from fmnist_utils.app import quality, serving
 from fmnist_utils.app.photos import STEPS
 from fmnist_utils.app.quality import image_button, percent
 from fmnist_utils.data import CLASSES
-from fmnist_utils.explain.outliers import UNUSUAL
 
 
-def page(model: str, max_upload: float) -> html.Div:
-    """The whole page, with ``model`` chosen and uploads of up to ``max_upload`` MB."""
-    links = [dcc.Link("Try it", href="/", id="to-try"), dcc.Link("How good is it?", href="/quality", id="to-quality")]
+def page(model: str, max_upload: float, base: str = "/") -> html.Div:
+    """The whole page under the path ``base``, with ``model`` chosen and uploads of up to ``max_upload`` MB."""
+    links = [
+        dcc.Link("Try it", href=base, id="to-try"),
+        dcc.Link("How good is it?", href=f"{base}quality", id="to-quality"),
+    ]
     what = "A small neural network names your picture. It knows ten kinds of clothes, no more."
     return html.Div(
         [
@@ -27,18 +29,20 @@ def page(model: str, max_upload: float) -> html.Div:
                     html.Button("Dark", id="theme-button", type="button"),
                 ]
             ),
-            html.Div(id="message", role="alert"),
+            html.Div(id="message", role="alert", className="message"),
+            html.Div(id="notice", role="alert", className="message"),
             html.Main([_try_page(model, max_upload), quality.layout()]),
             html.Footer("Your pictures are not stored. The test images are Zalando Research's (MIT licence)."),
             dcc.Location("url", refresh="callback-nav"),
             dcc.Store("pictures"),
+            dcc.Store("rows"),
             dcc.Store("cell"),
             dcc.Store("theme"),
             dcc.Store("history", storage_type="session", data=[]),
             dcc.Download("download"),
         ],
         id="page",
-        **{"data-limit": str(int(max_upload * 1e6))},
+        **{"data-limit": str(int(max_upload * 1e6)), "data-base": base},
     )
 
 
@@ -146,28 +150,39 @@ def gallery(seed: int | None) -> list[html.Div]:
     ]
 
 
-def answer_card(name: str, picture: serving.Picture, answer: serving.Answer) -> html.Article:
-    """What the model said about one picture; ``name`` is only shown."""
+def headline(picture: serving.Picture, answer: serving.Answer) -> tuple[str, str]:
+    """The answer in a few words, and how far to trust it: the same in a card's heading and in the line read aloud."""
+    best = int(answer.probabilities.argmax())
+    sure, doubt = percent(answer.probabilities[best]), serving.warning(picture, answer)
+    if picture.doubt:
+        return "No single garment", f"(closest: {CLASSES[best]}, {sure})"
+    unsure = ", not sure" if answer.probabilities[best] < 0.5 and not doubt else ""
+    return CLASSES[best], f"{sure}{unsure}{f', {doubt[0]}' if doubt else ''}"
+
+
+def answer_card(name: str, picture: serving.Picture, answer: serving.Answer, key: str) -> html.Article:
+    """What the model said about one picture; ``name`` is only shown, and ``key`` is how the page calls it."""
     order = answer.probabilities.argsort()[::-1]
-    best, sure = CLASSES[order[0]], answer.probabilities[order[0]]
-    notes = []
-    if answer.share < UNUSUAL:
-        text = f"fewer than 1 in {round(1 / UNUSUAL)} validation images look as unusual to this model"
-        notes.append(html.P(f"This does not look like the images it learned from: {text}. Don't rely on its answer.",
-                            className="warning"))  # fmt: skip
+    best, (said, trust) = CLASSES[order[0]], headline(picture, answer)
+    notes, doubt = [], serving.warning(picture, answer)
+    if doubt:
+        notes.append(html.P(doubt[1], className="warning"))
     if picture.label is not None:
         right = picture.label == order[0]
         text = f"{'Right' if right else 'Wrong'}: its label is {CLASSES[picture.label]}."
         notes.append(html.P(text, className="right" if right else "warning"))
-    came = picture.stages[0][1]
+    came, own = picture.stages[0][1], picture.label is None and len(picture.stages) > 2
+    turn = [_turn_buttons(key, answer.turns)] if own else []
     pictures = [("Your picture", came)] * (picture.label is None) + [("What the network gets: 28×28", picture.pixels)]
     if answer.overlay:
         pictures.append((f"Where it saw “{best}” (Grad-CAM)", answer.overlay))
     card = [
         html.P(name, className="name"),
-        html.H2([best, html.Span(f" {percent(sure)}{', not sure' * bool(sure < 0.5)}")]),
+        html.H2([said, html.Span(f" {trust}")]),
         *notes,
+        *(turn if answer.turns else []),
         html.Div([_figure(text, image) for text, image in pictures], className="pictures"),
+        *([] if answer.turns else turn),
         html.Ol([_bar(CLASSES[i], answer.probabilities[i]) for i in order], className="bars"),
     ]
     if len(picture.stages) > 1:
@@ -180,7 +195,18 @@ def answer_card(name: str, picture: serving.Picture, answer: serving.Answer) -> 
     card.append(
         html.P(f"{answer.share:.1%} of the validation images look at least as unusual to this model.", className="hint")
     )
-    return html.Article(card, className="card result", **{"aria-label": f"{name}: {best}, {percent(sure)}"})
+    return html.Article(card, className="card result", **{"aria-label": f"{name}: {said}, {trust}"})
+
+
+def _turn_buttons(key: str, turns: int) -> html.Div:
+    """Buttons that turn the picture, the way that would look more usual first in sight."""
+    ways = {"Turn left": 1, "Turn right": 3} | ({"Turn upside down": 2} if turns == 2 else {})
+    buttons = [
+        html.Button(text, type="button", className="primary" if count == turns else None,
+                    **{"data-turn": str(count), "data-of": key})
+        for text, count in ways.items()
+    ]  # fmt: skip
+    return html.Div(buttons, className="turns")
 
 
 def _figure(text: str, image) -> html.Figure:
@@ -193,9 +219,18 @@ def _bar(name: str, probability: float) -> html.Li:
     return html.Li([html.Span(name), fill, html.Span(">99.9%" if probability > 0.9995 else f"{probability:.1%}")])
 
 
+def sound(history: list | None) -> list[dict]:
+    """The rows of a history that can be shown: a browser may still hold those of an older version of this page."""
+    wanted = {"name": str, "answer": str, "model": str, "image": str, "confidence": int | float}
+    return [
+        row for row in history or []
+        if isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in wanted.items())
+    ]  # fmt: skip
+
+
 def history_table(history: list | None) -> html.Table | html.P:
     """The rows of the session's history, newest first."""
-    if not history:
+    if not (history := sound(history)):
         return html.P("Nothing yet. What you try is listed here until you close the tab.", className="hint")
     head = html.Tr([html.Th(text, scope="col") for text in ("", "Picture", "Answer", "Sure", "Model")])
     rows = [
@@ -203,7 +238,7 @@ def history_table(history: list | None) -> html.Table | html.P:
             [
                 html.Td(html.Img(src=row["image"], alt="")),
                 html.Td(row["name"], className="name"),
-                html.Td([row["answer"], *([" ", html.Span("unusual")] if row["share_as_unusual"] < UNUSUAL else [])]),
+                html.Td([row["answer"], *([" ", html.Span(row["warning"])] if row.get("warning") else [])]),
                 html.Td(percent(row["confidence"])),
                 html.Td(row["model"]),
             ]

@@ -1,4 +1,4 @@
-"""From any picture file to what the models take: decode it safely, then make it look like the data set's images.
+"""From a picture to what the models take: made to look like the data set's images.
 
 Fashion-MNIST was made from product photographs on white: trimmed to the garment, the longest edge brought to 28 pixels,
 the shorter one extended evenly to both sides, negated, grey (Xiao et al., 2017, arXiv:1708.07747, section 2).
@@ -6,24 +6,18 @@ the shorter one extended evenly to both sides, negated, grey (Xiao et al., 2017,
 a street. Explained in ``notebooks/07_deployment.ipynb``.
 """
 
-import io
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageOps
 
 from fmnist_utils import check_name
+from fmnist_utils.app.cutout import cut_out, frame
+from fmnist_utils.app.decoding import FORMATS, MAX_BYTES, NOTE, ORIENTATION, SIDE, BadImage, plain, read_image
 
-__all__ = ["BadImage", "FORMATS", "MAX_BYTES", "MAX_PIXELS", "MIN_SIDE", "SIDE", "STEPS", "prepare", "read_image"]
-
-MAX_BYTES = 10_000_000
-MAX_PIXELS = 40_000_000
-MIN_SIDE = 8
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-#: Longest side kept of a picture, in pixels: plenty for 28, and little memory per client.
-SIDE = 256
+__all__ = ["FORMATS", "MAX_BYTES", "SIDE", "STEPS", "BadImage", "examine", "prepare", "read_image"]
 SIZE = 28
 
 #: The steps of :func:`prepare` in their order, with a label for people.
@@ -35,80 +29,15 @@ STEPS: dict[str, str] = {
     "aspect": "Keep the proportions",
     "centre": "Put the garment in the middle",
 }
-_ORIENTATION = 0x0112  # EXIF
-_NOTE = "note"
-# A decoded picture of MAX_PIXELS takes 160 MB: never for two clients at once, and always in one thread, because the C
-# library keeps freed memory for each thread that had it.
-_decoder = ThreadPoolExecutor(1, "decoder")
 
 
-class BadImage(ValueError):
-    """A file that cannot be used as a picture; the message is for the person who sent it."""
+class Prepared(NamedTuple):
+    """``pixels``, uint8 [28, 28], as the models take it; the ``stages`` on the way as (what was done, picture); and
+    ``doubt``, empty, or why there is no single garment in the picture, as the end of a sentence."""
 
-
-def read_image(data: bytes, name: str = "image", max_bytes: int = MAX_BYTES) -> Image.Image:
-    """The picture in a file's bytes, mode L, RGB or RGBA, its longest side at most ``SIDE`` pixels.
-
-    ``info`` holds nothing but the EXIF orientation and a note where only the first of several frames is used. Size and
-    number of pixels are checked before any pixel is decoded, one picture is decoded at a time, nothing is written to
-    disk, and ``name`` is only quoted. Raises :class:`BadImage` for whatever is not a complete picture in one of
-    ``FORMATS``, is larger than ``max_bytes`` or ``MAX_PIXELS``, or has a side below ``MIN_SIDE``.
-    """
-    shown = "".join(c for c in name.replace("\\", "/").rpartition("/")[2] if c.isprintable())[:60] or "image"
-    if not data:
-        raise BadImage(f"“{shown}” is empty (0 bytes). Was it copied completely?")
-    if len(data) > max_bytes:
-        raise BadImage(f"“{shown}” has {len(data) / 1e6:.1f} MB; {max_bytes / 1e6:g} MB is the limit. Make it smaller.")
-    if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<":
-        raise BadImage(f"“{shown}” is a text such as SVG or HTML, not a picture made of pixels. Send a PNG or JPEG.")
-    try:
-        return _decoder.submit(_decode, data, shown).result()
-    except BadImage:
-        raise
-    except Image.UnidentifiedImageError as error:
-        kinds = ", ".join(FORMATS[:-1])
-        raise BadImage(f"“{shown}” is not a picture that can be read: send {kinds} or {FORMATS[-1]}.") from error
-    except Image.DecompressionBombError as error:
-        raise BadImage(_too_many(shown)) from error
-    except Exception as error:  # decoders raise anything on damaged bytes
-        raise BadImage(f"“{shown}” is damaged or incomplete. Save or copy it again.") from error
-
-
-def _too_many(shown: str) -> str:
-    return f"“{shown}” has more than {MAX_PIXELS / 1e6:g} megapixels, the limit. Make it smaller."
-
-
-def _decode(data: bytes, shown: str) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads no pixels yet
-    if image.width * image.height > MAX_PIXELS:
-        raise BadImage(_too_many(shown))
-    if min(image.size) < MIN_SIDE:
-        size = f"{image.width}×{image.height} pixel{'s' * (max(image.size) > 1)}"
-        raise BadImage(f"“{shown}” has {size}: too few to show a garment. Send a larger one.")
-    # A JPEG of several pictures holds previews, no animation.
-    animated = image.format in ("PNG", "WEBP", "GIF") and getattr(image, "is_animated", False)
-    image.draft(None, (SIDE, SIDE))  # a JPEG is decoded at an eighth of its size where that is enough
-    image.load()
-    exif = Image.Exif()
-    exif[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
-    # Skipping pixels first: a smooth reduction would copy the whole picture, once more for its transparency.
-    image.thumbnail((4 * SIDE, 4 * SIDE), Image.Resampling.NEAREST, reducing_gap=None)
-    image = _plain(image)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
-    image.info = {"exif": exif.tobytes()} | ({_NOTE: "animated: its first frame"} if animated else {})
-    return image
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """The same picture in mode L, RGB or RGBA."""
-    if image.mode.startswith(("I", "F")):  # 16 bits and more: Pillow would cut off what is above 255
-        values = np.asarray(image, np.float32)
-        full = 65535 if image.mode.startswith("I;16") else next(v for v in (1, 255, 65535, np.inf) if values.max() <= v)
-        full = values.max() if np.isinf(full) else full
-        return Image.fromarray((values.clip(0) * (255 / full)).round().astype(np.uint8))
-    if image.mode in ("LA", "La", "PA", "RGBa", "RGBA") or "transparency" in image.info:
-        return image.convert("RGBA")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    pixels: torch.Tensor
+    stages: list[tuple[str, Image.Image]]
+    doubt: str
 
 
 def prepare(
@@ -118,46 +47,60 @@ def prepare(
 
     The last stage is the 28×28 picture itself. ``image`` may have any mode, such as a photograph from
     :func:`read_image` or a drawing in white on black; one that is 28×28, grey and on black is left as it is, bit for
-    bit. Raises ``ValueError`` for a step that is not in ``STEPS``.
+    bit. Raises ``ValueError`` for a step that is not in ``STEPS``. :func:`examine` also says what it doubts.
     """
+    return examine(image, steps)[:2]
+
+
+def examine(image: Image.Image, steps: Collection[str] = tuple(STEPS), turns: int = 0) -> Prepared:
+    """:func:`prepare`, after ``turns`` quarter turns to the left, and whether there is a single garment at all."""
     for step in steps:
         check_name("step", step, tuple(STEPS))
-    note = image.info.get(_NOTE)
+    note = image.info.get(NOTE)
     stages = [("The picture as it came" + (f" ({note})" if note else ""), image)]
-    if "orientation" in steps and image.getexif().get(_ORIENTATION, 1) != 1:
+    if "orientation" in steps and image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
         stages.append(("Turned upright", image))
-    image = _plain(image)
+    if turns % 4:
+        image = image.rotate(90 * (turns % 4), expand=True)
+        stages.append(("Turned as you asked", image))
+    image = plain(image)
     if image.mode == "RGBA":
         image, transparent = _opaque(image, "transparency" in steps)
         if transparent:
             stages.append(("Transparent parts filled", image))
     if (ready := _ready(image)) is not None:
         stages.append(("Already 28×28 on black: left as it is", ready))
-        return torch.from_numpy(np.array(ready)), stages
+        doubt = "" if ready.getextrema()[1] > 32 else "nothing stands out from the ground"
+        return Prepared(torch.from_numpy(np.array(ready)), stages, doubt)
 
     image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
-    cover, light = _garment(image.convert("RGB"))
-    grey = image.convert("L")
-    edge = int(np.median(_frame(np.asarray(grey))))
+    cut, grey = cut_out(image.convert("RGB")), image.convert("L")
+    edge = int(np.median(frame(np.asarray(grey))))
     if "background" in steps:
         values = np.asarray(grey, np.float32)
-        grey = Image.fromarray(((255 - values if light else values) * cover).round().astype(np.uint8))
+        grey = Image.fromarray(((255 - values if cut.light else values) * cut.cover).round().astype(np.uint8))
         edge = 0
-        stages.append(("Negated, background made black" if light else "Background made black", grey))
-    box = _box(cover)
-    if box is None:
+        stages.append(("Negated, background made black" if cut.light else "Background made black", grey))
+    if cut.box is None:
         stages[-1] = (stages[-1][0] + ": no garment found", stages[-1][1])
-    elif "crop" in steps:
+    else:
+        grey = _placed(grey, cut.box, steps, edge, stages)
+    small = _to_size(grey, "aspect" in steps, "centre" in steps, edge)
+    stages.append(("28×28 pixels: what the network gets", small))
+    return Prepared(torch.from_numpy(np.array(small)), stages, cut.doubt)
+
+
+def _placed(grey: Image.Image, box: tuple, steps: Collection[str], edge: int, stages: list) -> Image.Image:
+    """Cut to the box, or moved so that it is in the middle, as the steps say."""
+    if "crop" in steps:
         grey = grey.crop(box)
         stages.append(("Cut to the garment", grey))
     elif "centre" in steps:
         shift = ((box[0] + box[2] - grey.width) / 2, (box[1] + box[3] - grey.height) / 2)
         grey = grey.transform(grey.size, Image.Transform.AFFINE, (1, 0, shift[0], 0, 1, shift[1]), fillcolor=edge)
         stages.append(("Garment moved to the middle", grey))
-    small = _to_size(grey, "aspect" in steps, "centre" in steps, edge)
-    stages.append(("28×28 pixels: what the network gets", small))
-    return torch.from_numpy(np.array(small)), stages
+    return grey
 
 
 def _opaque(image: Image.Image, fill: bool) -> tuple[Image.Image, bool]:
@@ -178,50 +121,6 @@ def _ready(image: Image.Image) -> Image.Image | None:
     if np.ptp(pixels, axis=2).any() or pixels[::27, ::27].min() > 32:
         return None
     return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0]))
-
-
-def _frame(pixels: np.ndarray) -> np.ndarray:
-    """The outermost pixels, about 3% of each side, as a list of them."""
-    width = max(1, round(0.03 * min(pixels.shape[:2])))
-    inside = np.zeros(pixels.shape[:2], bool)
-    inside[width:-width, width:-width] = True
-    return pixels[~inside]
-
-
-def _garment(image: Image.Image) -> tuple[np.ndarray, bool]:
-    """What is not background, float32 [H, W] from 0 to 1, and whether the background counts as light.
-
-    The background is a smooth surface (quadratic in the coordinates, per colour) through the frame of the picture,
-    fitted to ever fewer outliers, because a garment may reach the edge.
-    """
-    if min(image.size) >= 4 * SIZE:  # noise of single pixels and JPEG's ripples do not count
-        image = image.filter(ImageFilter.BoxBlur(1))
-    pixels = np.asarray(image, np.float32)
-    height, width = pixels.shape[:2]
-    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], 2).astype(np.float32)
-    frame, frame_terms = _frame(pixels), _frame(terms)
-    error = np.abs(frame - np.median(frame, axis=0)).max(1)
-    for count in (3, 6, 6):
-        near = error <= max(12, 3 * np.median(error))
-        surface = np.linalg.lstsq(frame_terms[near, :count], frame[near], rcond=None)[0]
-        error = np.abs(frame - frame_terms[:, :count] @ surface).max(1)
-    ground = (terms @ surface).clip(0, 255)
-    distance = np.abs(pixels - ground).max(2)
-    least = max(8, 3 * np.median(error))
-    cover = ((distance - least) / least).clip(0, 1)
-    garment = (cover * pixels.mean(2)).sum() / max(cover.sum(), 1)
-    behind = ground.mean()
-    # Products are mostly shown on a light ground, and parts of them are lighter; a white shirt on grey is another case.
-    return cover, bool(garment < ((behind + 255) / 2 if behind > 127 else behind / 2))
-
-
-def _box(cover: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Left, upper, right and lower edge of the garment, or None without one."""
-    mask = Image.fromarray((cover > 0.5).astype(np.uint8) * 255)
-    if min(mask.size) >= 4 * SIZE:  # specks do not count
-        mask = mask.filter(ImageFilter.MedianFilter(5))
-    return mask.getbbox()
 
 
 def _to_size(grey: Image.Image, aspect: bool, centre: bool, edge: int) -> Image.Image:

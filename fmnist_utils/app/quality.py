@@ -27,7 +27,7 @@ def layout() -> html.Div:
 
 def scores(path: str | None, model: str, theme: str | None):
     """Accuracy and confusion matrix; scores by class and calibration: all from the recorded test predictions."""
-    if path != "/quality":
+    if not (path or "").rstrip("/").endswith("/quality"):
         return None, None
     labels = serving.gallery().labels.numpy()
     try:

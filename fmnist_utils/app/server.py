@@ -10,33 +10,40 @@ import datetime
 import functools
 import logging
 import time
+from collections.abc import Collection
 
 import pandas as pd
 import torch
 import waitress
-from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update, set_props
+from dash import ClientsideFunction, Dash, Input, Output, State, html, set_props
 
 from fmnist_utils import check_name
 from fmnist_utils.app import pages, quality, serving
+from fmnist_utils.app.guard import AT_ONCE, LARGE_AT_ONCE, Channel, protect
 from fmnist_utils.app.photos import STEPS, BadImage
 from fmnist_utils.data import CLASSES
 from fmnist_utils.models import WeightsUnavailable
 
-MAX_PICTURES, MAX_HISTORY = 12, 50
+MAX_PICTURES = 12
+_FORMULA = tuple("=+-@＝＋－＠")
 
 
-def create_app(model: str = "wide-resnet-16-4", max_upload: float = 10) -> Dash:
+def create_app(model: str = "wide-resnet-16-4", max_upload: float = 10, hosts: Collection[str] = ()) -> Dash:
     """The page as a Dash app, with ``model`` loaded and warmed up; ``app.server`` is what a WSGI server takes.
 
-    ``max_upload`` is the limit of one upload in MB (10⁶ bytes). Raises ``ValueError`` for an unknown model.
+    ``max_upload`` is the limit of one upload in MB (10⁶ bytes); ``hosts`` are names that the server has besides
+    localhost and its addresses. Raises ``ValueError`` for an unknown model, and, with the name of the file, where one
+    of any model is damaged, ``FileNotFoundError`` where it is missing.
     """
+    serving.check_models()
     serving.answers(model, serving.gallery().images[:1])
     app = Dash(__name__, title="Which garment?", update_title=None, on_error=_say, suppress_callback_exceptions=True)
     app.index_string = app.index_string.replace("<html>", '<html lang="en">')
-    app.layout = pages.page(model, max_upload)
-    # Base64 makes 4 bytes of 3; the rest of a request is the history.
-    app.server.config["MAX_CONTENT_LENGTH"] = int(max_upload * 1e6 * 4 / 3) + 1_000_000
-    app.server.add_url_rule("/health", "health", lambda: {"status": "ok", "model": model})
+    app.layout = pages.page(model, max_upload, app.config.requests_pathname_prefix)
+    # Base64 makes 4 bytes of 3; the rest of a request is names and ids, or the history.
+    app.server.config["MAX_CONTENT_LENGTH"] = most = int(max_upload * 1e6 * 4 / 3) + 1_000_000
+    health = f"{app.config.routes_pathname_prefix}health"
+    app.server.add_url_rule(health, "health", lambda: {"status": "ok", "model": model})
 
     browser, once = functools.partial(ClientsideFunction, "page"), {"prevent_initial_call": True}
     app.clientside_callback(browser("upload"), Input("upload", "contents"), State("upload", "filename"), **once)
@@ -49,18 +56,23 @@ def create_app(model: str = "wide-resnet-16-4", max_upload: float = 10) -> Dash:
         [Input("model", "value"), Input("same-model", "value")],
     )
     app.callback(
-        [Output(name, "children") for name in ("results", "answer", "message")] + [Output("history", "data")],
-        [Input("pictures", "data"), Input("steps", "value"), Input("model", "value"), State("history", "data")],
+        [Output(name, "children") for name in ("results", "answer", "notice")] + [Output("rows", "data")],
+        [Input("pictures", "data"), Input("steps", "value"), Input("model", "value")],
     )(functools.partial(_show, max_bytes=int(max_upload * 1e6)))
+    # The browser alone holds the history: of two answers under way, neither can undo what the other has added.
+    history = Output("history", "data")
+    app.clientside_callback(browser("keep"), history, Input("rows", "data"), State("history", "data"), **once)
+    again = Output("history", "data", allow_duplicate=True)
+    app.clientside_callback(browser("forget"), again, Input("clear", "n_clicks"), **once)
     app.callback(Output("gallery", "children"), Input("others", "n_clicks"), **once)(pages.gallery)
     app.callback(Output("table", "children"), Input("history", "data"))(pages.history_table)
     app.callback(Output("download", "data"), Input("csv", "n_clicks"), State("history", "data"), **once)(_csv)
-    app.callback(Output("history", "data", allow_duplicate=True), Input("clear", "n_clicks"), **once)(lambda _: [])
     app.callback(
         [Output("scores", "children"), Output("details", "children")],
         [Input("url", "pathname"), Input("model", "value"), Input("theme", "data")],
     )(quality.scores)
     app.callback(Output("cell-images", "children"), Input("cell", "data"), Input("model", "value"))(quality.cell_images)
+    protect(app, hosts, most)
     return app
 
 
@@ -68,17 +80,18 @@ def _say(error: Exception) -> None:
     """Every error of a callback ends here: a sentence in the page, and the unexpected ones in the server's log."""
     if not isinstance(error, BadImage):
         logging.getLogger(__name__).error("A callback failed", exc_info=error)
-    text = str(error) if isinstance(error, BadImage) else "Something went wrong here, not with you. Please try again."
+    unexpected = "Something went wrong here, not with you. The server's log says what."
+    text = str(error) if isinstance(error, BadImage) else unexpected
     set_props("message", {"children": text})
 
 
 # ------------------------------------------------------------------------------------------------------- the answer
 
 
-def _show(pictures: list | None, steps: list, model: str, history: list | None, max_bytes: int):
-    """Cards for the pictures, the answer in a line, what went wrong, and the longer history."""
+def _show(pictures: list | None, steps: list, model: str, max_bytes: int):
+    """Cards for the pictures, the answer in a line, what went wrong, and rows for the history, newest first."""
     if not pictures:
-        return pages.EMPTY, "", "", no_update
+        return pages.EMPTY, "", "", {"rows": [], "at": time.time()}
     message = f"Showing the first {MAX_PICTURES} of {len(pictures)} pictures." if len(pictures) > MAX_PICTURES else ""
     read = []
     for sent in pictures[:MAX_PICTURES]:
@@ -88,23 +101,18 @@ def _show(pictures: list | None, steps: list, model: str, history: list | None, 
             read.append(error)
     good = [picture for picture in read if not isinstance(picture, BadImage)]
     found = iter(serving.answers(model, torch.stack([picture.pixels for picture in good])) if good else [])
-    shown, rows = [], []
+    cards, rows, lines = [], [], []
     for sent, picture in zip(pictures, read, strict=False):
         name = str(sent.get("name"))[:100]
         if isinstance(picture, BadImage):
-            shown.append(html.Article([html.H2(name), html.P(str(picture), className="warning")], className="card"))
+            cards.append(html.Article([html.H2(name), html.P(str(picture), className="warning")], className="card"))
             continue
         answer = next(found)
-        shown.append(pages.answer_card(name, picture, answer))
+        cards.append(pages.answer_card(name, picture, answer, str(sent.get("id"))))
         rows.append(_row(sent, name, picture, answer, model, steps))
-    first = (
-        " · ".join(f"{row['answer']} {quality.percent(row['confidence'])}" for row in rows[:2])
-        or "Not a picture I can read"
-    )
-    # A drawing that goes on, or a step switched off, replaces its row.
-    keys = {(row["id"], row["model"]) for row in rows}
-    kept = [row for row in history or [] if (row["id"], row["model"]) not in keys]
-    return shown, f"{first} ↓", message, (rows[::-1] + kept)[:MAX_HISTORY]
+        lines.append(" ".join(pages.headline(picture, answer)))
+    line = " · ".join(lines[:2]) or "Not a picture I can read"
+    return cards, f"{line} ↓", message, {"rows": rows[::-1], "at": time.time()}
 
 
 def _row(sent: dict, name: str, picture: serving.Picture, answer: serving.Answer, model: str, steps: list) -> dict:
@@ -116,6 +124,7 @@ def _row(sent: dict, name: str, picture: serving.Picture, answer: serving.Answer
         "model": model,
         "answer": CLASSES[best],
         "confidence": round(float(answer.probabilities[best]), 4),
+        "warning": (serving.warning(picture, answer) or ("",))[0],
         "share_as_unusual": round(answer.share, 4),
         "label": "" if picture.label is None else CLASSES[picture.label],
         "steps_off": " ".join(step for step in STEPS if step not in steps),
@@ -125,14 +134,19 @@ def _row(sent: dict, name: str, picture: serving.Picture, answer: serving.Answer
 
 def _csv(_, history: list | None):
     """The history as a CSV file; no cell begins as a spreadsheet's formula would."""
-    if not history:
+    if not (history := pages.sound(history)):
         raise BadImage("There is nothing to download yet: try a picture first.")
-    table = pd.DataFrame(history).drop(columns=["id", "image"])
+    table = pd.DataFrame(history).drop(columns=["id", "image"], errors="ignore")
     texts = table.select_dtypes(exclude="number").columns
-    table[texts] = table[texts].map(
-        lambda text: "'" + text if str(text).startswith(("=", "+", "-", "@", "\t", "\r")) else text
-    )
-    return dcc.send_data_frame(table.to_csv, "predictions.csv", index=False)
+    table[texts] = table[texts].map(_harmless)
+    # Without the mark at its beginning, Excel takes the names for another encoding.
+    return {"content": "\ufeff" + table.to_csv(index=False), "filename": "predictions.csv", "type": "text/csv"}
+
+
+def _harmless(cell):
+    """The cell, quoted where a spreadsheet could run it: some skip blanks of any kind before a formula."""
+    seen = str(cell).replace("\ufeff", "").replace("\u200b", "").strip()
+    return "'" + cell if isinstance(cell, str) and seen[:1] in _FORMULA else cell
 
 
 # ------------------------------------------------------------------------------------------------- the command line
@@ -142,10 +156,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fmnist_utils.app", description=__doc__.splitlines()[0])
     parser.add_argument("--host", default="127.0.0.1", help="address to serve; 0.0.0.0 for every network (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8050, help="0 takes a free one (8050)")
-    parser.add_argument(
-        "--model", default="wide-resnet-16-4", help=f"chosen at first: {', '.join(serving.cards())} (%(default)s)"
-    )
+    parser.add_argument("--model", default="wide-resnet-16-4", help="chosen at first, in data/models (%(default)s)")
     parser.add_argument("--max-upload", type=float, default=10, help="MB of one upload (10)")
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME",
+                        help="a name by which people open the page, such as a proxy's; may be repeated")  # fmt: skip
     arguments = parser.parse_args()
     if not 0 <= arguments.port <= 65535:
         parser.error(f"--port {arguments.port}: take a number from 0 to 65535.")
@@ -154,28 +168,38 @@ def main() -> None:
     began = time.perf_counter()
     try:
         check_name("model", arguments.model, tuple(serving.cards()))
-        app = create_app(arguments.model, arguments.max_upload)
-    except (ValueError, FileNotFoundError, WeightsUnavailable) as error:
+        app = create_app(arguments.model, arguments.max_upload, [arguments.host, *arguments.allow_host])
+    except (ValueError, OSError, WeightsUnavailable) as error:
         parser.error(str(error))
+    server = _listen(app, arguments, parser)
+    # "localhost" can be two addresses, and "everywhere" none that a browser opens.
+    port = server.effective_port if hasattr(server, "effective_port") else server.effective_listen[0][1]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(arguments.host, arguments.host)
+    address = f"http://{host}:{port}{app.config.requests_pathname_prefix.rstrip('/')}"
+    print(f"ready {time.perf_counter() - began:.1f} s after imports: {address} (Ctrl+C stops it)", flush=True)
+    server.run()
+
+
+def _listen(app: Dash, arguments: argparse.Namespace, parser: argparse.ArgumentParser):
+    """waitress, bound to its address, with limits of time, connections and memory."""
     most = app.server.config["MAX_CONTENT_LENGTH"]
     # A browser asks for a dozen files at once, and each that waits a moment would be a warning.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    Channel.most = LARGE_AT_ONCE * most
+    sockets = {}
     try:
         # Bodies and answers stay in memory: waitress would put larger ones into temporary files.
         server = waitress.create_server(
-            app.server, host=arguments.host, port=arguments.port, threads=4,
+            app.server, map=sockets, host=arguments.host, port=arguments.port, threads=AT_ONCE + 8,
             max_request_body_size=most, inbuf_overflow=2 * most, outbuf_overflow=100_000_000,
             # A browser keeps six connections open: idle ones must go before everybody else has to wait.
-            connection_limit=100, channel_timeout=15, cleanup_interval=5,
+            connection_limit=400, channel_timeout=15, cleanup_interval=5,
         )  # fmt: skip
     except (OSError, ValueError) as error:
         where = f"{arguments.host}, port {arguments.port}"
         parser.error(
             f"cannot serve at {where} ({error}). Is it in use? Try another --port, or --port 0 for a free one."
         )
-    # "localhost" can be two addresses, and "everywhere" none that a browser opens.
-    port = server.effective_port if hasattr(server, "effective_port") else server.effective_listen[0][1]
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(arguments.host, arguments.host)
-    address = f"http://{host}:{port}"
-    print(f"ready {time.perf_counter() - began:.1f} s after imports: {address} (Ctrl+C stops it)", flush=True)
-    server.run()
+    for listening in sockets.values():  # several where a name has several addresses
+        listening.channel_class = Channel
+    return server

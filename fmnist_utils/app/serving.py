@@ -9,6 +9,7 @@ import binascii
 import functools
 import io
 import json
+import logging
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -25,40 +26,87 @@ from fmnist_utils.data import FashionMNIST, load
 from fmnist_utils.evaluate import load_predictions, predict
 from fmnist_utils.explain import outliers
 from fmnist_utils.explain.grad_cam import grad_cam
+from fmnist_utils.models import WeightsUnavailable
+from fmnist_utils.sources.files import file_sha256, shown
 
 MODELS = ROOT / "data" / "models"
+#: An answer with less probability than this is marked as one not to rely on.
+UNSURE = 0.4
 # torch uses every core for one batch anyway, and Grad-CAM changes the model while it works.
 _lock = threading.Lock()
 
 
 @dataclass
 class Picture:
-    """A picture on its way: ``pixels`` uint8 [28, 28], ``stages`` (what was done, picture), ``label`` where known."""
+    """A picture on its way: ``pixels`` uint8 [28, 28], ``stages`` (what was done, picture), ``doubt``, why it shows no
+    single garment, else empty, and the ``label`` where it is known."""
 
     pixels: Tensor
     stages: list[tuple[str, Image.Image]]
+    doubt: str = ""
     label: int | None = None
 
 
 @dataclass
 class Answer:
     """For one picture: ``probabilities`` float32 [10], the Grad-CAM ``overlay`` (None where the network has no feature
-    map), and ``share``, the part of the validation images that look at least as unusual to the network."""
+    map), ``share``, the part of the validation images that look at least as unusual to the network; ``upright``, the
+    part of them that look turned at least as much; and ``turns``, how many quarter turns to the left would make a usual
+    picture of it, 0 where none clearly would."""
 
     probabilities: np.ndarray
     overlay: Image.Image | None
     share: float
+    upright: float
+    turns: int
+
+
+def warning(picture: Picture, answer: Answer) -> tuple[str, str] | None:
+    """Why the answer is not to be relied on, in two or three words and in a sentence; None where nothing speaks so."""
+    if picture.doubt:
+        why = picture.doubt[0].upper() + picture.doubt[1:]
+        return "no single garment", f"{why}. The network must name one of ten kinds all the same: don't rely on that."
+    if answer.turns:
+        way = {1: "a quarter turn to the left", 2: "half a turn", 3: "a quarter turn to the right"}[answer.turns]
+        return "turned?", f"After {way} it would look more usual to this model. Is it upright?"
+    if answer.share < outliers.UNUSUAL or answer.upright < outliers.TURNED:
+        what = "unusual" if answer.share < outliers.UNUSUAL else "askew"
+        few = f"fewer than 1 in {round(1 / outliers.UNUSUAL)} validation images look as {what} to this model"
+        return "unusual", f"This does not look like the images it learned from: {few}. Don't rely on its answer."
+    if answer.probabilities.max() < UNSURE:
+        return "very unsure", "No class got much of its trust, which is rare for a picture of one garment."
+    return None
 
 
 @functools.cache
 def cards() -> dict[str, dict]:
-    """The card of every model in ``data/models``, by name, with the size of its file in ``bytes``."""
-    files = {path.stem: path.with_suffix(".safetensors") for path in sorted(MODELS.glob("*.json"))}
-    return {
-        name: json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) | {"bytes": path.stat().st_size}
-        for name, path in files.items()
-        if path.is_file()
-    }
+    """The card of every model in ``data/models``, by name, with the size of its file in ``bytes``.
+
+    Raises ``ValueError`` with a file's name where a card is none, or its model is missing.
+    """
+    found = {}
+    for text in sorted(MODELS.glob("*.json")):
+        file = text.with_suffix(".safetensors")
+        try:
+            card = json.loads(text.read_text(encoding="utf-8"))
+            whole = isinstance(card["model"], dict) and isinstance(card["sha256"], str) and "weights" in card
+        except (ValueError, TypeError, KeyError):
+            whole = False
+        if not whole:
+            raise ValueError(f"{shown(text)} is no card of a model: copy it again, or remove it with {file.name}.")
+        if not file.is_file():
+            raise ValueError(f"{shown(file)} is missing: copy it again, or remove {text.name}, its card.")
+        mirror = card.get("mirror", card.get("test_time_flip", False))  # as version 0.1.0 called it
+        found[text.stem] = card | {"bytes": file.stat().st_size, "mirror": mirror}
+    return found
+
+
+def check_models() -> None:
+    """Raises ``ValueError`` or ``FileNotFoundError``, with the file's name, unless all files of all models fit."""
+    for name, card in cards().items():
+        if file_sha256(file := MODELS / f"{name}.safetensors") != card["sha256"]:
+            raise ValueError(f"{shown(file)} is damaged or belongs to another {name}.json: copy both files again.")
+        outliers.load(MODELS / name)
 
 
 @functools.cache
@@ -83,12 +131,13 @@ def recorded(name: str) -> np.ndarray:
 
 @functools.cache
 def _loaded(name: str):
-    model = load_model(MODELS / name)
     try:
-        return model, outliers.load(MODELS / name)
-    except FileNotFoundError as error:
+        return load_model(MODELS / name), outliers.load(MODELS / name)
+    except (ValueError, FileNotFoundError, WeightsUnavailable) as error:
+        logging.getLogger(__name__).error("The model %s cannot be loaded: %s", name, error)
         raise photos.BadImage(
-            f"“{name}” is not complete. Run python -m fmnist_utils.explain.outliers first."
+            f"The model “{name}” cannot be used: a file of it is missing or damaged, and the server's log says which. "
+            "Choose another one meanwhile."
         ) from error
 
 
@@ -101,15 +150,15 @@ def answers(name: str, images: Tensor) -> list[Answer]:
     check_name("model", name, tuple(cards()))
     with _lock:
         model, detector = _loaded(name)
-        unlabelled = FashionMNIST(images, torch.zeros(len(images), dtype=torch.int64))
-        probabilities = predict(model, unlabelled, mirror=cards()[name].get("mirror", False))
-        shares = detector.share_further(model, images)
+        probabilities = predict(model, images, mirror=cards()[name]["mirror"])
+        shares, upright, turns = detector.judge(model, images)
         try:
             maps = grad_cam(model, images, torch.from_numpy(probabilities.argmax(1)))
         except ValueError:  # a network without a feature map, such as ViT
             maps = [None] * len(images)
     overlays = [None if seen is None else overlay(pixels, seen) for pixels, seen in zip(images, maps, strict=True)]
-    return [Answer(p, o, float(s)) for p, o, s in zip(probabilities, overlays, shares, strict=True)]
+    found = zip(probabilities, overlays, shares.tolist(), upright.tolist(), turns.tolist(), strict=True)
+    return [Answer(*each) for each in found]
 
 
 def overlay(pixels: Tensor, seen: Tensor, scale: int = 8) -> Image.Image:
@@ -124,7 +173,8 @@ def overlay(pixels: Tensor, seen: Tensor, scale: int = 8) -> Image.Image:
 
 
 def read(sent: dict, steps: Collection[str], max_bytes: int) -> Picture:
-    """The picture that a page sent: ``{"index": …}``, a test image, or ``{"name": …, "data": …}``, a file as data URL.
+    """The picture that a page sent: ``{"index": …}``, a test image, or ``{"name": …, "data": …, "turns": …}``, a file,
+    as data URL, and by how many quarter turns to the left it is to be turned.
 
     Test images are taken as they are. Raises :class:`~fmnist_utils.app.photos.BadImage` with a sentence for people.
     """
@@ -132,13 +182,16 @@ def read(sent: dict, steps: Collection[str], max_bytes: int) -> Picture:
         if not isinstance(index, int) or not 0 <= index < len(gallery()):
             raise photos.BadImage(f"There is no test image {index!r}: the numbers go from 0 to {len(gallery()) - 1}.")
         pixels, label = gallery()[index]
-        return Picture(pixels, [("A test image: taken as it is", Image.fromarray(pixels.numpy()))], label)
+        return Picture(pixels, [("A test image: taken as it is", Image.fromarray(pixels.numpy()))], "", label)
     name = str(sent.get("name"))
     try:
         data = base64.b64decode(str(sent.get("data")).partition(",")[2], validate=True)
     except (binascii.Error, ValueError) as error:
         raise photos.BadImage(f"“{name}” arrived damaged: its base64 text has a mistake. Send it again.") from error
-    return Picture(*photos.prepare(photos.read_image(data, name, max_bytes), steps))
+    turns = sent.get("turns", 0)
+    if turns not in (0, 1, 2, 3):
+        raise photos.BadImage(f"A picture can be turned by 0 to 3 quarters, not by {turns!r}.")
+    return Picture(*photos.examine(photos.read_image(data, name, max_bytes), steps, turns))
 
 
 def data_url(image: Image.Image | Tensor, side: int = 240) -> str:

@@ -2,17 +2,32 @@
 (() => {
   const set = (id, props) => window.dash_clientside.set_props(id, props);
   const element = (id) => document.getElementById(id);
+  // A place of its own, which no answer wipes: it goes when something new is tried.
   const say = (text) => set("message", { children: text });
+  const fresh = () => { if (element("message")?.textContent) say(""); };
   const limit = () => Number(element("page").dataset.limit);
   const tooLarge = (what, bytes) =>
     `${what}: ${(bytes / 1e6).toFixed(1)} MB, but ${limit() / 1e6} MB at once is the limit. Make it smaller, or send fewer.`;
 
-  let count = 0;
+  // ---- pictures go one batch at a time: the page would drop an answer that another request has overtaken
+  let count = 0, shown = [], under_way = false, asked = 0;
+  const queue = [];
   const newId = () => `${Date.now()}-${count++}`;
+  const next = () => {
+    under_way = queue.length > 0;
+    if (!under_way) return;
+    shown = queue.shift();
+    set("pictures", { data: shown });
+  };
   const show = (pictures) => {
-    set("pictures", { data: pictures.map((picture) => ({ id: newId(), ...picture })) });
-    if (location.pathname === "/") return;
-    set("url", { pathname: "/" });
+    const batch = pictures.map((picture) => ({ id: newId(), ...picture }));
+    const only = batch.length === 1 && batch[0].id;
+    // A drawing that goes on replaces itself where it still waits.
+    if (queue.length && only && queue.at(-1).length === 1 && queue.at(-1)[0].id === only) queue.pop();
+    queue.push(batch);
+    if (!under_way) next();
+    if (!element("try").hidden) return;
+    set("url", { pathname: element("page").dataset.base });
     setTimeout(() => element("results").focus(), 200); // what had the focus is on the other page
   };
 
@@ -37,7 +52,12 @@
     if (!button) return;
     if (button.dataset.picture) {
       const index = Number(button.dataset.picture);
+      fresh();
       show([{ index, name: `Test image ${index}` }]);
+    } else if (button.dataset.turn) {
+      const turned = (picture) => ((picture.turns || 0) + Number(button.dataset.turn)) % 4;
+      fresh();
+      show(shown.map((picture) => (picture.id === button.dataset.of ? { ...picture, turns: turned(picture) } : picture)));
     } else if (button.dataset.cell) {
       set("cell", { data: button.dataset.cell.split(",").map(Number) });
       document.querySelectorAll("[data-cell]").forEach((b) => b.setAttribute("aria-pressed", b === button));
@@ -56,6 +76,7 @@
   // ---- files: the upload component drops what is too large without a word
   const warnOfLarge = (event) => {
     if (!event.target.closest?.("#upload")) return;
+    fresh();
     const large = [...(event.dataTransfer || event.target).files || []].find((file) => file.size > limit());
     if (large) say(tooLarge(`“${large.name}”`, large.size));
   };
@@ -68,6 +89,7 @@
     const files = [...event.clipboardData.files];
     if (!files.length) return;
     event.preventDefault();
+    fresh();
     const bytes = files.reduce((sum, file) => sum + file.size, 0);
     if (bytes > limit()) return say(tooLarge("What you pasted", bytes));
     const read = (file) => new Promise((done) => {
@@ -99,7 +121,7 @@
     redraw();
     clearTimeout(waiting);
     waiting = setTimeout(() => {
-      if (!strokes.length) return set("pictures", { data: [] });
+      if (!strokes.length) return show([]);
       show([{ id: drawingId, name: "Drawing", data: element("canvas").toDataURL("image/png") }]);
     }, 300);
   };
@@ -110,6 +132,7 @@
   document.addEventListener("pointerdown", (event) => {
     if (event.target.id !== "canvas" || event.button) return;
     event.preventDefault();
+    fresh();
     event.target.setPointerCapture(event.pointerId);
     clearTimeout(waiting);
     drawing = true;
@@ -127,18 +150,33 @@
   document.addEventListener("pointerup", stop);
   document.addEventListener("pointercancel", stop);
 
-  // ---- a request that fails gets a sentence, not silence
+  // ---- a request that fails gets a sentence, not silence; while too many are asked at once, it is sent again
   const fetch = window.fetch;
+  const patient = async (request) => {
+    for (let tries = 0; ; tries++) {
+      const response = await fetch(...request);
+      if (response.status !== 503 || tries === 8) return response;
+      await new Promise((done) => setTimeout(done, 500 + 500 * Math.random()));
+    }
+  };
   window.fetch = async (...request) => {
     const ours = String(request[0]?.url || request[0]).includes("_dash-update-component");
+    const pictures = ours && String(request[1]?.body).includes('"id":"pictures","property":"data"');
+    asked += pictures;
     try {
-      const response = await fetch(...request);
+      const response = ours ? await patient(request) : await fetch(...request);
       if (ours && response.status === 413) say("That was too much for the server at once. Send smaller pictures, or fewer.");
+      else if (ours && response.status === 503) say("Too many people ask at once. Please try again in a moment.");
       else if (ours && response.status >= 400) say("The server could not answer that. Please reload the page.");
       return response;
     } catch (error) {
       if (ours) say("The server does not answer. Is it still running?");
       throw error;
+    } finally {
+      // An answer that came calls `keep`, which goes on at once; this is for those that did not.
+      asked -= pictures;
+      const of = shown;
+      if (pictures) setTimeout(() => { if (shown === of && !asked) next(); }, 700);
     }
   };
 
@@ -151,6 +189,7 @@
   };
 
   // ---- callbacks that need no server
+  const MOST_ROWS = 50;
   window.dash_clientside = window.dash_clientside || {};
   window.dash_clientside.page = {
     upload(contents, names) {
@@ -160,12 +199,19 @@
       else show(contents.map((data, i) => ({ name: names[i], data })));
       set("upload", { contents: null }); // or the same file could not be sent twice in a row
     },
+    keep(found, history) { // what was tried again, such as a drawing that goes on, replaces its row
+      setTimeout(next);
+      const key = (row) => `${row.id} ${row.model}`;
+      const keys = new Set(found.rows.map(key));
+      return [...found.rows, ...(history || []).filter((row) => row && !keys.has(key(row)))].slice(0, MOST_ROWS);
+    },
+    forget: () => [],
     same(model, sameModel) { // the choice of model on both pages
       const chosen = window.dash_clientside.callback_context.triggered_id === "same-model" ? sameModel : model;
       return [chosen, chosen];
     },
     route(path) {
-      const quality = path === "/quality";
+      const quality = (path || "").replace(/\/+$/, "").endsWith("/quality");
       for (const [id, here] of [["to-try", !quality], ["to-quality", quality]]) {
         if (here) element(id)?.setAttribute("aria-current", "page");
         else element(id)?.removeAttribute("aria-current");

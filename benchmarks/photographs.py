@@ -1,0 +1,195 @@
+"""Does the app tell the truth about photographs? Made-up ones, of which we know the truth: accuracy, and its warnings.
+
+``python benchmarks/photographs.py`` writes ``results/benchmarks/photographs-<profile>.json`` and a figure. Validation
+images become photographs on many grounds, with things in the way, turned, two at once, half in shade, or none at all;
+they come in as JPEG by the door that an upload takes. ``ours``: the share of wrong answers with a warning, over the
+small CNN's photographs of kinds that were ``HELD_OUT``, never looked at while the cut, the warnings and their limits
+were chosen; ``reference``: what the distance to the training data alone would have caught. ``kinds``: for each, with
+95% intervals, the accuracy, the share of wrong answers flagged, of right ones flagged, of all wrong and unflagged.
+"""
+
+import io
+
+import made_photographs as made
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from fmnist_utils import pick
+from fmnist_utils.app import photos, serving
+from fmnist_utils.checkpoints import load_model
+from fmnist_utils.data import FashionMNIST, load, train_val_split
+from fmnist_utils.evaluate import accuracy_interval, predict
+from fmnist_utils.explain import outliers
+from fmnist_utils.plots import COLORS, use_style
+from fmnist_utils.results import save_benchmark
+
+#: Photographs of each kind, by model: VGG16 takes ten times as long.
+COUNTS = pick(smoke={"small-cnn": 8}, cpu={"small-cnn": 100, "vgg16-block3-two-views": 20},
+              full={"small-cnn": 100, "vgg16-block3-two-views": 20})  # fmt: skip
+
+
+#: By what is in the picture and kind, the settings of :func:`compose`; kinds looked at while limits were chosen, first.
+KINDS = {
+    "one upright garment": {
+        "even ground": {},
+        "coloured ground": {"ground": made.coloured},
+        "shaded ground": {"ground": made.shaded},
+        "striped ground": {"ground": made.striped},
+        "soft shadows": {"light": made.soft_shadow},
+        "tiles": {"ground": made.tiles},
+        "carpet": {"ground": made.carpet},
+        "bricks": {"ground": made.bricks},
+        "crumpled paper": {"ground": made.paper},
+        "cut tightly": {"tight": True},
+        "wood floor": {"ground": made.wood},
+        "wrinkled sheet": {"ground": made.sheet},
+        "rough wall": {"ground": made.wall},
+        "pegs on a line": {"things": (made.pegs,)},
+        "coin": {"things": (made.coin,)},
+        "hanger": {"things": (made.hanger,)},
+        "price tag": {"things": (made.price_tag,)},
+        "parquet": {"ground": made.parquet},
+        "blanket": {"ground": made.bed},
+        "concrete": {"ground": made.concrete},
+        "edge of a table": {"ground": made.table},
+        "label": {"things": (made.label,)},
+        "wooden hanger": {"things": (made.wooden_hanger,)},
+        "ruler": {"things": (made.ruler,)},
+    },
+    "one garment, not upright": {
+        "tilted by 10°": {"turn": 10},
+        "tilted by 30°": {"turn": 30},
+        "upside down": {"turn": 180},
+        "turned left": {"turn": 90},
+        "turned right": {"turn": 270},
+        "turned left on parquet": {"turn": 90, "ground": made.parquet},
+        "upside down on a blanket": {"turn": 180, "ground": made.bed},
+    },
+    "no single garment": {
+        "two garments": {"second": True},
+        "half in shade": {"light": made.half_shade},
+        "nothing, even ground": {},
+        "nothing, wood floor": {"ground": made.wood},
+        "nothing, tiles": {"ground": made.tiles},
+        "two garments on concrete": {"second": True, "ground": made.concrete},
+        "half in soft shade": {"light": made.dim_half},
+        "nothing, parquet": {"ground": made.parquet},
+        "nothing, blanket": {"ground": made.bed},
+    },
+}
+HELD_OUT = ("parquet", "blanket", "concrete", "label", "wooden hanger", "ruler",
+            "turned left on parquet", "upside down on a blanket", "two garments on concrete",
+            "nothing, parquet", "nothing, blanket")  # fmt: skip
+
+
+def photographs(garments: FashionMNIST, kind: str, count: int, seed: int = 0) -> tuple[list[Image.Image], torch.Tensor]:
+    """``count`` photographs of a kind, as the app reads them, and the labels of what is in them, int64 [count]."""
+    random = np.random.default_rng([seed, *kind.encode()])
+    settings = next(kinds[kind] for kinds in KINDS.values() if kind in kinds)
+    chosen, taken = random.permutation(len(garments))[:count], []
+    for index in chosen:
+        garment = None if kind.startswith("nothing") else garments.images[index].numpy()
+        other = {"second": garments.images[random.integers(len(garments))].numpy()} if "second" in settings else {}
+        buffer = io.BytesIO()
+        made.compose(garment, random, **settings | other).save(buffer, "JPEG", quality=85)
+        taken.append(photos.read_image(buffer.getvalue()))
+    return taken, garments.labels[chosen]
+
+
+def judged(name: str, garments: FashionMNIST) -> pd.DataFrame:
+    """One row for each photograph: what, kind, right, the warning in short, and whether the distance alone warns."""
+    model, detector = load_model(serving.MODELS / name), outliers.load(serving.MODELS / name)
+    flip, rows = serving.cards()[name].get("mirror", False), []
+    for what, kind in ((what, kind) for what, kinds in KINDS.items() for kind in kinds):
+        taken, labels = photographs(garments, kind, COUNTS[name])
+        ready = [photos.examine(image) for image in taken]
+        pixels = torch.stack([one.pixels for one in ready])
+        probabilities = predict(model, FashionMNIST(pixels, labels), mirror=flip)
+        found = zip(ready, probabilities, labels.tolist(), *detector.judge(model, pixels), strict=True)
+        for one, p, label_, share, upright, turns in found:
+            picture, answer = serving.Picture(*one), serving.Answer(p, None, share, upright, int(turns))
+            warning = (serving.warning(picture, answer) or ("",))[0]
+            right = what != "no single garment" and int(p.argmax()) == label_
+            rows.append((what, kind, right, warning, bool(share < outliers.UNUSUAL), int(turns)))
+        print(name, kind, f"{np.mean([row[2] for row in rows[-len(ready) :]]):.0%}", flush=True)
+    return pd.DataFrame(rows, columns=["what", "kind", "right", "warning", "distance_warns", "turns"])
+
+
+def _share(chosen: pd.Series) -> dict | None:
+    """How many of them, and the 95% interval of the share; None of no photographs."""
+    if not len(chosen):
+        return None
+    low, high = accuracy_interval(int(chosen.sum()), len(chosen))
+    return {"share": round(float(chosen.mean()), 4), "of": len(chosen), "low": round(low, 4), "high": round(high, 4)}
+
+
+def report(rows: pd.DataFrame) -> dict:
+    flagged = rows.warning != ""
+    return {
+        "accuracy": _share(rows.right),
+        "wrong_flagged": _share(flagged[~rows.right]),
+        "right_flagged": _share(flagged[rows.right]),
+        "wrong_and_unflagged": _share(~rows.right & ~flagged),
+        "warnings": rows.warning[flagged].value_counts().to_dict(),
+        "turns_proposed": rows.turns[rows.turns > 0].value_counts().to_dict(),
+    }
+
+
+def draw(rows: pd.DataFrame) -> plt.Figure:
+    use_style()
+    kinds = [kind for group in KINDS.values() for kind in group][::-1]
+    flagged, left = rows.warning != "", np.zeros(len(kinds))
+    parts = {
+        "right": (rows.right & ~flagged, COLORS["train"], 1),
+        "right, with a warning": (rows.right & flagged, COLORS["train"], 0.45),
+        "wrong, with a warning": (~rows.right & flagged, COLORS["muted"], 0.45),
+        "wrong, no warning": (~rows.right & ~flagged, "#C0392B", 1),
+    }
+    names = [kind + " *" * (kind in HELD_OUT) for kind in kinds]
+    figure, axis = plt.subplots(figsize=(8, 9))
+    for text, (chosen, color, alpha) in parts.items():
+        width = chosen.groupby(rows.kind).mean()[kinds].to_numpy()
+        axis.barh(names, width, left=left, color=color, alpha=alpha, label=text)
+        left += width
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axis.set(xlim=(0, 1), title="Made-up photographs, small CNN (* held out while the limits were chosen)")
+    axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.04))
+    return figure
+
+
+def main() -> None:
+    garments = train_val_split(load("train"))[1]
+    tables = {name: judged(name, garments) for name in COUNTS}
+    rows = next(iter(tables.values()))
+    wrong = rows[rows.kind.isin(HELD_OUT) & ~rows.right]
+    reports = {}
+    for name, table_ in tables.items():
+        held = table_.kind.isin(HELD_OUT)
+        sets = {"looked at": table_[~held], "held out": table_[held]}
+        reports[name] = {
+            "summary": {
+                f"{text}: {what}": report(part[part.what == what]) for text, part in sets.items() for what in KINDS
+            }
+            | {f"{text}: all": report(part) for text, part in sets.items()},
+            "kinds": {kind: report(part) for kind, part in table_.groupby("kind", sort=False)},
+        }
+    path = save_benchmark(
+        "photographs",
+        setting=f"warnings of {len(wrong)} wrong answers about photographs of held-out kinds, against distance alone",
+        ours=100 * (wrong.warning != "").mean(),
+        reference=100 * wrong.distance_warns.mean(),
+        unit="%",
+        figure=draw(rows),
+        held_out=list(HELD_OUT),
+        photographs_of_each_kind=COUNTS,
+        limits={"unusual": outliers.UNUSUAL, "turned": outliers.TURNED, "unsure": serving.UNSURE},
+        models=reports,
+    )
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

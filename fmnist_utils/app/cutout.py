@@ -1,0 +1,129 @@
+"""Where in a photograph the garment is: what differs from a smooth ground, without threads, seams and specks.
+
+Used by :func:`fmnist_utils.app.photos.prepare`. The limits were tuned on photographs made from validation images, of
+other kinds than those that ``benchmarks/photographs.py`` reports as held out. Explained in
+``notebooks/07_deployment.ipynb``.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+from scipy import ndimage
+
+#: Parts of the picture with less than this share of the largest one's mass are not the garment: a tag, a coin.
+LEAST_PART = 0.15
+#: What is thinner than this share of the picture's longest side is not the garment: a seam, a hanger's wire.
+THIN = 1 / 32
+#: What takes this share of the frame is ground, such as a wall behind a table, where something else has a fifth of its
+#: mass and does not.
+ALONG_FRAME, INSTEAD = 0.06, 0.2
+#: A second part of this share of the largest one's mass, beside it, is a second garment.
+SECOND = 0.35
+#: A garment covers less of the picture's frame than this, or than ``WITH_CORNERS`` if it takes two corners, as a shadow
+#: does and a picture cut tightly to its garment seldom; and more of the picture than ``SMALL``.
+AT_FRAME, WITH_CORNERS, SMALL = 0.45, 0.3, 0.005
+_SMOOTH_FROM = 112  # pixels: smaller pictures have no detail to lose
+
+
+@dataclass
+class Cut:
+    """The garment in a picture: ``cover``, float32 [H, W], 0 on the ground to 1 on the garment; whether the ground
+    counts as ``light``; its ``box`` (left, upper, right, lower edge in pixels), None where nothing stands out; and
+    ``doubt``, empty, or why this is no single garment, as the end of a sentence.
+    """
+
+    cover: np.ndarray
+    light: bool
+    box: tuple[int, int, int, int] | None
+    doubt: str
+
+
+def cut_out(image: Image.Image) -> Cut:
+    """Find the garment in an RGB picture.
+
+    The ground is a smooth surface (quadratic in the coordinates, per colour) through the frame of the picture, fitted
+    to ever fewer outliers, because a garment may reach the edge. What differs from it is opened, so that seams and
+    wires part from the garment, and its connected parts are kept by their mass.
+    """
+    if min(image.size) >= _SMOOTH_FROM:  # noise of single pixels and JPEG's ripples do not count
+        image = image.filter(ImageFilter.BoxBlur(1))
+    pixels = np.asarray(image, np.float32)
+    ground, error = _ground(pixels)
+    distance = np.abs(pixels - ground).max(2)
+    least = max(8, 3 * error)
+    cover = ((distance - least) / least).clip(0, 1)
+    kept, parts = _parts(cover, even=3 * error <= 8)
+    cover *= kept
+    garment = (cover * pixels.mean(2)).sum() / max(cover.sum(), 1)
+    behind = ground.mean()
+    # Products are mostly shown on a light ground, and parts of them are lighter; a white shirt on grey is another case.
+    light = bool(garment < ((behind + 255) / 2 if behind > 127 else behind / 2))
+    inside = cover > 0.5
+    box = None
+    if inside.any():
+        rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
+        box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    return Cut(cover, light, box, _doubt(inside, parts))
+
+
+def frame(pixels: np.ndarray) -> np.ndarray:
+    """The outermost pixels, about 3% of each side, as a list of them."""
+    width = max(1, round(0.03 * min(pixels.shape[:2])))
+    inside = np.zeros(pixels.shape[:2], bool)
+    inside[width:-width, width:-width] = True
+    return pixels[~inside]
+
+
+def _ground(pixels: np.ndarray) -> tuple[np.ndarray, float]:
+    """The smooth ground, float32 [H, W, 3], and how far the frame usually is from it."""
+    height, width = pixels.shape[:2]
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], 2).astype(np.float32)
+    seen, seen_terms = frame(pixels), frame(terms)
+    error = np.abs(seen - np.median(seen, axis=0)).max(1)
+    for count in (3, 6, 6):
+        near = error <= max(12, 3 * np.median(error))
+        surface = np.linalg.lstsq(seen_terms[near, :count], seen[near], rcond=None)[0]
+        error = np.abs(seen - seen_terms[:, :count] @ surface).max(1)
+    return (terms @ surface).clip(0, 255), float(np.median(error))
+
+
+def _parts(cover: np.ndarray, even: bool) -> tuple[np.ndarray, list]:
+    """Where the garment may be, bool [H, W], and of each part that is kept (its mass, its slices), largest first."""
+    mask = cover > 0.5
+    if min(mask.shape) >= _SMOOTH_FROM:  # specks do not count
+        mask = np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MedianFilter(5))) > 127
+    thin = round(max(mask.shape) * THIN / 2)
+    thick = ndimage.binary_opening(mask, iterations=thin) if thin else mask
+    if even and thick.sum() < mask.sum() / 2:  # a drawing with a fine pen, a sandal: the lines are the thing
+        thick, thin = mask, 0
+    labels, count = ndimage.label(thick, np.ones((3, 3)))
+    if not count:
+        return thick, []
+    masses = ndimage.sum_labels(cover, labels, np.arange(1, count + 1))
+    at_frame = np.bincount(frame(labels), minlength=count + 1)[1:] / len(frame(labels))
+    inner = np.where(at_frame > ALONG_FRAME, 0, masses)
+    masses = inner if inner.max() >= INSTEAD * masses.max() else masses
+    order = [i for i in np.argsort(-masses) if masses[i] >= LEAST_PART * masses.max()]
+    slices = ndimage.find_objects(labels)
+    kept = np.isin(labels, [i + 1 for i in order])
+    kept = ndimage.binary_dilation(kept, np.ones((3, 3)), iterations=thin + 2)  # what opening took from its edges
+    return kept, [(masses[i], slices[i]) for i in order]
+
+
+def _doubt(inside: np.ndarray, parts: list) -> str:
+    """Why this is no single garment, or nothing."""
+    if inside.mean() < SMALL:
+        return "nothing stands out from the ground"
+    height, width = (max(1, round(0.06 * side)) for side in inside.shape)
+    corners = (inside[rows, columns].mean() > 0.6 for rows in (slice(height), slice(-height, None))
+               for columns in (slice(width), slice(-width, None)))  # fmt: skip
+    if frame(inside).mean() > (WITH_CORNERS if sum(corners) >= 2 else AT_FRAME):
+        return "what stands out reaches far along the edge"
+    (mass, first), others = parts[0], parts[1:]
+    for other, second in others:
+        beside = any(a.stop <= b.start or b.stop <= a.start for a, b in zip(first, second, strict=True))
+        if beside and other >= SECOND * mass:
+            return "there is more than one thing in it"
+    return ""

@@ -1,0 +1,106 @@
+"""What keeps the app calm: limits of requests in flight, of slow senders and of JSON, headers, and whom it is for.
+
+Explained in ``notebooks/07_deployment.ipynb``.
+"""
+
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Collection
+
+import flask
+from dash import Dash
+from waitress.channel import HTTPChannel
+
+#: Answers at once (the server has eight threads more, for everything else), and how many uploads of the largest size.
+AT_ONCE, LARGE_AT_ONCE = 32, 6
+#: Commas, colons and brackets of one JSON: a page sends a few thousand, and each may become an object of 50 bytes.
+MAX_MARKS = 30_000
+#: Seconds that the sending of one request may take, and one more for so many bytes: a slow phone is welcome.
+SENDING, BYTES_A_SECOND = 30, 20_000
+
+
+class Channel(HTTPChannel):
+    """waitress's connection, which closes where one request takes too long to arrive, and stops reading while too many
+    bytes of unfinished requests are in memory; the oldest of them always goes on.
+    """
+
+    unfinished: dict["Channel", int] = {}
+    most = 100_000_000
+    _began = 0.0
+
+    def readable(self) -> bool:
+        room = sum(self.unfinished.values()) < self.most or next(iter(self.unfinished)) is self
+        return super().readable() and room
+
+    def received(self, data: bytes) -> bool:
+        now = time.monotonic()
+        if self not in self.unfinished:
+            self._began = now
+        found = super().received(data)
+        if self.request is None:
+            self.unfinished.pop(self, None)
+        else:
+            self.unfinished[self] = arrived = self.unfinished.get(self, 0) + len(data)
+            if now - self._began > SENDING + arrived / BYTES_A_SECOND:
+                self.will_close = True
+        return found
+
+    def handle_close(self) -> None:
+        self.unfinished.pop(self, None)
+        super().handle_close()
+
+
+def protect(app: Dash, hosts: Collection[str], most: int) -> None:
+    """Give every answer of ``app`` its headers, and refuse unknown hosts, too much at once, and JSON that is all marks.
+
+    ``hosts``: names under which it may be asked for, besides addresses in numbers and this computer's own; a page of
+    another site could otherwise lead its own name here and read what is sent. ``most``: bytes of one request.
+    """
+    known = {"localhost", socket.gethostname().lower(), *(host.lower() for host in hosts)}
+    lock, working = threading.Lock(), {}
+
+    def check():
+        if not _known(flask.request.host, known):
+            return "This app does not answer under that name. Start it with --allow-host NAME.", 403
+        if flask.request.method != "POST":
+            return None
+        length = flask.request.content_length or 0
+        with lock:
+            if len(working) >= AT_ONCE or working and sum(working.values()) + length > LARGE_AT_ONCE * most:
+                return "Too many people at once. Please try again in a moment.", 503
+            working[threading.get_ident()] = length
+        body = flask.request.get_data()
+        if sum(body.count(mark) for mark in (b",", b":", b"[", b"{")) > MAX_MARKS:
+            return "That is no request of this page.", 413
+        return None
+
+    def free(_) -> None:
+        with lock:
+            working.pop(threading.get_ident(), None)
+
+    hashes = " ".join(f"'{value}'" if not value.startswith("'") else value for value in app.csp_hashes())
+    policy = (
+        f"default-src 'self'; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+               "X-Frame-Options": "DENY"}  # fmt: skip
+
+    def dress(reply: flask.Response) -> flask.Response:
+        reply.headers.update(headers)
+        return reply
+
+    app.server.before_request_funcs.setdefault(None, []).insert(0, check)
+    app.server.teardown_request(free)
+    app.server.after_request(dress)
+
+
+def _known(host: str, known: Collection[str]) -> bool:
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and host[-1] != "]" else host
+    try:  # nobody can lead an address in numbers elsewhere
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return name.lower().rstrip(".") in known
+    return True
