@@ -24,8 +24,8 @@ from fmnist_utils.data import FashionMNIST, as_images, fingerprint, replacing, r
 from fmnist_utils.models import Classifier
 from fmnist_utils.scale.engines import OpenVINOEngine, TorchEngine, default_device, half_precision
 from fmnist_utils.scale.processes import exchange, from_first, is_first, rank_and_count, shares, wait
-from fmnist_utils.scale.storage import allocate, new_file, open_file
-from fmnist_utils.sources.files import expanded
+from fmnist_utils.scale.storage import allocate, checksum, new_file, open_file
+from fmnist_utils.sources.files import expanded, shown
 
 __all__ = ["CachedFeatures", "PrefixPass", "as_input", "cache_features", "prefix_key"]
 
@@ -159,7 +159,7 @@ def cache_features(
     key = fingerprint(repr(settings), dataset.images)[:16]
     store = expanded(folder) / f"{key}.npy" if folder else None
     if store and (found := from_first(lambda: _read_report(store))):
-        report, features = PrefixPass(**found, reused=True), open_file(store)
+        report, features = PrefixPass(**found | {"reused": True}), open_file(store)
     else:
         # Small batches keep activations in the CPU's reused memory; a GPU needs large ones to be busy.
         fitting = max(8, min(32, 32 * 64**2 // model.preprocess.image_size**2)) if device.type == "cpu" else 256
@@ -219,10 +219,21 @@ def _run(model, prefix, make_engine, dataset, views, store, batch_size, device, 
 
 
 def _read_report(store: Path) -> dict | None:
+    """What the pass that made ``store`` reported; None where there is none, or the files are damaged."""
     text = store.with_suffix(".json")
-    return json.loads(text.read_text()) if store.is_file() and text.is_file() else None
+    if not (store.is_file() and text.is_file()):
+        return None
+    try:
+        report = json.loads(text.read_text(encoding="utf-8"))
+        if report.pop("crc32") == checksum(store):
+            return asdict(PrefixPass(**report))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    print(f"{shown(store)} is damaged, or of an earlier version: its features are computed anew.", flush=True)
+    return None
 
 
 def _write_report(store: Path, report: PrefixPass) -> None:
     with replacing(store.with_suffix(".json")) as part:
-        part.write_text(json.dumps({k: v for k, v in asdict(report).items() if k != "reused"}))
+        kept = {k: v for k, v in asdict(report).items() if k != "reused"} | {"crc32": checksum(store)}
+        part.write_text(json.dumps(kept), encoding="utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fmnist_utils import ROOT
@@ -35,7 +35,8 @@ def save_model(model: Classifier, path: str | Path, **card) -> Path:
     # Both are complete before either replaces an earlier file, because they only load together.
     with replacing(file) as temporary, replacing(text) as temporary_text:
         # What the card says of the architecture stands in the hashed file, too: a damaged card would build another one.
-        save_file(_different_from_named_weights(model), temporary, {"built": _built(model.config, model.weights)})
+        content = save(_different_from_named_weights(model), {"built": _built(model.config, model.weights)})
+        temporary.write_bytes(content)
         card = {**card, "model": model.config, "weights": model.weights, "sha256": file_sha256(temporary)}
         temporary_text.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8", newline="\n")
     return file

@@ -4,6 +4,7 @@ Explained in ``notebooks/03_vgg16_transfer_learning.ipynb``.
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +83,8 @@ class Checkpoint:
         self.model.load_state_dict(from_first(lambda: load_model(self.path).state_dict()))
         self.model.eval()
         self._leave()
+        if is_first():
+            self._file.unlink(missing_ok=True)  # left where the process was killed at its very end
         return card["history"]
 
     def _card(self) -> dict | None:
@@ -136,8 +139,10 @@ class Checkpoint:
             "rows": rows,
             "best": best,
         }
+        content = io.BytesIO()  # writing it to a full disk, torch would not say that the disk is full
+        torch.save(state, content)
         with replacing(self._file) as temporary:
-            torch.save(state, temporary)
+            temporary.write_bytes(content.getbuffer())
 
     def finish(self, rows: list[dict]) -> None:
         """Save the model with its history; the progress is then of no more use."""

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from fmnist_utils import data, recipes
 from fmnist_utils.preprocess import Augment
 from fmnist_utils.recipes import runner
-from fmnist_utils.results import save_result, writing
+from fmnist_utils.results import writing
 from fmnist_utils.tune import __main__ as command
 from fmnist_utils.tune import study as tune
 
@@ -206,7 +206,7 @@ def test_winner_runs_as_a_recipe(tmp_path, monkeypatch):
     splits = {"train": some.select(range(160)), "test": some.select(range(60, 260))}
     monkeypatch.setattr(runner, "load", splits.get)
     monkeypatch.setattr(runner, "train_val_split", lambda dataset: (splits["train"], splits["test"]))
-    monkeypatch.setattr(runner, "save_result", lambda *a, **k: save_result(*a, **k, folder=tmp_path))
+    monkeypatch.setattr(runner, "default_folder", lambda: tmp_path)
     found = tune.as_recipe(optuna.trial.FixedTrial(BEST)) | {"images": 60}
     monkeypatch.setitem(recipes.RECIPES, "found", found)
     result = json.loads(recipes.run("found", verbose=False).read_text())

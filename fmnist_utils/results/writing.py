@@ -42,8 +42,7 @@ def check_writable(folder: Path) -> None:
             file.write(b"0")
     except OSError as error:
         raise OSError(
-            f"Nothing can be written to {shown(folder)} ({error.strerror}): make it writable, or give another folder "
-            "with --results."
+            f"Nothing can be written to {shown(folder)} ({error.strerror}): make it writable, or give another folder."
         ) from error
 
 

@@ -1,14 +1,18 @@
 """What the readers of both formats share: their error, a file's content and how a file is written safely."""
 
+import errno
 import gzip
 import hashlib
 import os
+import platform
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from fmnist_utils import ROOT
 
@@ -16,6 +20,9 @@ from fmnist_utils import ROOT
 class DataError(ValueError):
     """The data cannot be used; the message says where (file, line, column, value) and what to do about it."""
 
+
+# What the system says where a disk, a quota or the largest file allowed is full.
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 #: What files often are that are not what their name says: how they begin, and what to do about it.
 _DISGUISES = (
@@ -73,11 +80,25 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name in the folder of `path`, moved to `path` if all goes well and removed if not."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    """A temporary name in the folder of `path`, moved to `path` if all goes well and removed if not.
+
+    What processes of this machine that were killed meanwhile have left of the same file is removed, too. Raises OSError
+    with a sentence where the disk is full.
+    """
+    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+    temporary = path.with_name(f".{os.getpid()}-{machine}-{path.name}")
+    for other in path.parent.iterdir() if path.parent.is_dir() else ():
+        owner = re.fullmatch(rf"\.(\d+)-{machine}-{re.escape(path.name)}", other.name)
+        if owner and not psutil.pid_exists(int(owner[1])):
+            other.unlink(missing_ok=True)
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        problem = f"{shown(path)} could not be written ({error.strerror}): make room and try again"
+        raise OSError(f"{problem}. What was there before is as it was.") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -15,7 +15,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
 import optuna
 import psutil
 from filelock import FileLock
@@ -111,8 +110,7 @@ def search(
         while _count(study, *DONE, TrialState.RUNNING) < trials:
             trial = study.ask()
             trial.set_user_attr("worker", _this_process())
-            before = _count(study, *DONE, TrialState.WAITING)
-            place_in_line = before + _count(study, TrialState.RUNNING, up_to=trial.number)
+            place_in_line = _place_in_line(study, trial.number)
             if place_in_line > trials:  # another process has taken the last one
                 study.tell(trial, state=TrialState.FAIL)
                 continue
@@ -201,8 +199,15 @@ def _check_task(study: optuna.Study, train: FashionMNIST, val: FashionMNIST) -> 
     study.set_user_attr("task", task)
 
 
-def _count(study: optuna.Study, *states: TrialState, up_to: float = np.inf) -> int:
-    return sum(trial.number <= up_to for trial in study.get_trials(deepcopy=False, states=states))
+def _count(study: optuna.Study, *states: TrialState) -> int:
+    return len(study.get_trials(deepcopy=False, states=states))
+
+
+def _place_in_line(study: optuna.Study, number: int) -> int:
+    # In one look: a trial that another process finishes between two looks would be in neither.
+    trials = study.get_trials(deepcopy=False)
+    finished = (*DONE, TrialState.WAITING)
+    return sum(t.state in finished or (t.state == TrialState.RUNNING and t.number <= number) for t in trials)
 
 
 def _this_process() -> dict:
