@@ -47,6 +47,8 @@ def load_predictions(run: str, split: str = "test", folder: Path = ROOT / "resul
     try:
         with np.load(path) as file:
             arrays = {name: file[name].astype(np.float32) for name in file.files}
+        if not arrays:
+            raise ValueError("nothing is in it")
     except Exception as error:  # of many kinds: a zip file can be damaged in many places
         problem = f"it is not a sound .npz file ({error})"
         raise ValueError(f"{shown(path)} cannot be used: {problem}. Make it again, or copy it again.") from error
