@@ -58,11 +58,11 @@ def pick(*, smoke: T, cpu: T, full: T) -> T:
     return {"smoke": smoke, "cpu": cpu, "full": full}[profile()]
 
 
-def check_name(what: str, name: str | None, known: tuple) -> None:
+def check_name(what: str, name: object, known: tuple) -> None:
     """Raise ``ValueError`` with the nearest of the ``known`` names unless ``name`` is one of them."""
     if name not in known:
         alike = {k: difflib.SequenceMatcher(None, str(k), str(name)).ratio() for k in known}
-        nearest = sorted(known, key=alike.get, reverse=True)  # among equally near ones, the first stays first
+        nearest = sorted(known, key=lambda k: alike[k], reverse=True)  # among equally near ones, the first stays first
         hint = f" Did you mean {nearest[0]!r}?" if alike[nearest[0]] >= 0.3 else ""
         choice = known if len(known) <= 20 else (*nearest[:8], f"{len(known) - 8} others")
         raise ValueError(f"{what}={name!r} is not known.{hint} Choose one of {', '.join(map(repr, choice))}.")

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from fmnist_utils.scale.processes import exchange, from_first, is_first, rank_an
 from fmnist_utils.scale.storage import allocate, checksum, new_file, open_file
 from fmnist_utils.sources.files import expanded, shown
 
-__all__ = ["CachedFeatures", "PrefixPass", "as_input", "cache_features", "prefix_key"]
+__all__ = ["CachedFeatures", "Inputs", "PrefixPass", "as_input", "cache_features", "prefix_key"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,10 @@ class CachedFeatures(Dataset):
         return CachedFeatures(chosen, self.labels, self.key, self.prefix_key, self.border, self.report)
 
 
+#: What training and prediction take.
+Inputs = FashionMNIST | CachedFeatures
+
+
 def as_input(batch: Tensor) -> Tensor:
     """What the layers take: cached float16 features as float32, images as they are."""
     return batch.float() if batch.is_floating_point() else batch
@@ -150,16 +154,17 @@ def cache_features(
     if views > 1 and model.preprocess.augment is None:
         raise ValueError(f"views={views} needs changes to draw from: build the model with augment=Augment(…).")
     own_key = prefix_key(prefix)
-    settings = (own_key, views, (asdict(model.preprocess.augment), seed) if views > 1 else None)
+    augment = model.preprocess.augment
+    settings = (own_key, views, (asdict(augment), seed) if views > 1 and augment else None)
     if half := half_precision(device.type):  # such features differ a little from those of a CPU
         settings += (str(half),)
-    calibrated = calibration and fingerprint(calibration.images)
+    calibrated = fingerprint(calibration.images) if calibration is not None else None
     if engine == "openvino":
         settings += (engine, calibrated)
     key = fingerprint(repr(settings), dataset.images)[:16]
     store = expanded(folder) / f"{key}.npy" if folder else None
     if store and (found := from_first(lambda: _read_report(store))):
-        report, features = PrefixPass(**found | {"reused": True}), open_file(store)
+        report, features = replace(PrefixPass(**found), reused=True), open_file(store)
     else:
         # Small batches keep activations in the CPU's reused memory; a GPU needs large ones to be busy.
         fitting = max(8, min(32, 32 * 64**2 // model.preprocess.image_size**2)) if device.type == "cpu" else 256

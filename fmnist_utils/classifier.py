@@ -112,10 +112,12 @@ def set_trainable(model: Classifier, trainable: str | int) -> Classifier:
     lists them. Raises ``ValueError`` for a number that the backbone does not have, or with which nothing in it would
     learn (activations and poolings count as layers). Explained in notebooks/04_resnet50_fine_tuning.ipynb.
     """
-    layers, count = model.layers, trainable
+    layers = model.layers
     if isinstance(trainable, str):
         check_name("trainable", trainable, ("head", "all"))
         count = len(layers) if trainable == "all" else 0
+    else:
+        count = trainable
     if not 0 <= count <= len(layers):
         raise ValueError(f"trainable={trainable}: the backbone has {len(layers)} layers.")
     chosen = dict(layers[len(layers) - count :])

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class FashionMNIST(Dataset):
         """One image, uint8 [28, 28], and its label. Raises IndexError past the end."""
         return self.images[index], int(self.labels[index])
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitems__(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A batch at once: uint8 [B, 28, 28] and int64 [B]. PyTorch's DataLoader calls this when a Dataset has it."""
         chosen = row_numbers(indices, self.images.device)
         return self.images[chosen], self.labels[chosen]
@@ -119,7 +120,7 @@ def write_csv(dataset: FashionMNIST, path: str | Path) -> None:
         temporary.write_bytes(content)
 
 
-def as_images(data: Dataset | torch.Tensor, labels: bool = True) -> Dataset:
+def as_images(data: Any, labels: bool = True) -> Any:
     """What training and prediction take, made of what they are given.
 
     A Subset of FashionMNIST becomes the selection, a TensorDataset of images and labels the data set; with
@@ -155,7 +156,7 @@ def train_val_split(dataset: FashionMNIST, val: int = 5000, seed: int = 0) -> tu
 
 
 def make_loader(
-    dataset: Dataset, batch_size: int, shuffle: bool = False, seed: int = 0, process: int = 0, processes: int = 1
+    dataset: Any, batch_size: int, shuffle: bool = False, seed: int = 0, process: int = 0, processes: int = 1
 ) -> DataLoader:
     """A DataLoader over any Dataset with `__getitems__`, such as FashionMNIST: uint8 [B, 28, 28] and int64 [B].
 

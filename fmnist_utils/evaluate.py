@@ -7,9 +7,9 @@ The names of :mod:`fmnist_utils.results` that notebooks use are here, too.
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
-from fmnist_utils.cache import CachedFeatures, as_input
+from fmnist_utils.cache import CachedFeatures, Inputs, as_input
 from fmnist_utils.data import CLASSES, FashionMNIST, as_images, make_loader
 from fmnist_utils.models import Classifier
 from fmnist_utils.results import (
@@ -43,7 +43,7 @@ __all__ = [
 
 
 @torch.no_grad()
-def predict(model: Classifier, data: Dataset | torch.Tensor, batch_size: int = 250, mirror: bool = False) -> np.ndarray:
+def predict(model: Classifier, data: Inputs | torch.Tensor, batch_size: int = 250, mirror: bool = False) -> np.ndarray:
     """Class probabilities, float32 [N, 10], of images or of :class:`~fmnist_utils.cache.CachedFeatures`.
 
     Images may be a data set, a ``Subset`` of one, or uint8 [N, 28, 28] without labels.
@@ -62,7 +62,7 @@ def predict(model: Classifier, data: Dataset | torch.Tensor, batch_size: int = 2
         views = [data.view(i) for i in range(len(data.features))]
     else:
         views = [data, FashionMNIST(data.images.flip(-1), data.labels, data.source)] if mirror else [data]
-    part = (model.split(data.border)[1] if cached else model).eval().to(device, memory_format=torch.channels_last)
+    part = (model.split(data.border)[1] if cached else model).eval().to(device).to(memory_format=torch.channels_last)
     means, own = torch.zeros(len(data), len(CLASSES)), own_share(len(data))
     for view in views:
         start = own.start
@@ -78,17 +78,17 @@ def score(probabilities: np.ndarray, labels: torch.Tensor) -> dict[str, float]:
     """``accuracy``, ``macro_f1`` and ``loss`` (mean cross-entropy, natural logarithm), by scikit-learn."""
     from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-    labels, predicted = np.asarray(labels), probabilities.argmax(1)
+    known, predicted = np.asarray(labels), probabilities.argmax(1)
     probabilities = probabilities.astype(np.float64) / probabilities.sum(1, keepdims=True, dtype=np.float64)
     return {
-        "accuracy": float(accuracy_score(labels, predicted)),
-        "macro_f1": float(f1_score(labels, predicted, average="macro")),
-        "loss": float(log_loss(labels, probabilities, labels=range(probabilities.shape[1]))),
+        "accuracy": float(accuracy_score(known, predicted)),
+        "macro_f1": float(f1_score(known, predicted, average="macro")),
+        "loss": float(log_loss(known, probabilities, labels=range(probabilities.shape[1]))),
     }
 
 
 def measure(
-    model: Classifier, inputs: dict[str, Dataset], labels: dict[str, torch.Tensor], mirror: bool = False
+    model: Classifier, inputs: dict[str, Inputs], labels: dict[str, torch.Tensor], mirror: bool = False
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """A run's metrics in the schema of ``results/``, and its predictions, float32 [N, 10], by split.
 

@@ -50,6 +50,9 @@ class Preprocess(nn.Module):
     Raises ``ValueError`` for anything but ``uint8 [B, H, W]``.
     """
 
+    scale: Tensor
+    offset: Tensor
+
     def __init__(self, image_size: int, stats=IMAGENET_STATS, augment: Augment | None = None) -> None:
         super().__init__()
         self.image_size, self.augment = image_size, augment
@@ -114,7 +117,7 @@ class Preprocess(nn.Module):
             ],
             1,
         )
-        grid = F.affine_grid(matrix, (count, 1, size, size), align_corners=False)
+        grid = F.affine_grid(matrix, [count, 1, size, size], align_corners=False)
         # Staying within the outermost pixel centres reproduces F.interpolate for the identity (and, unlike border
         # padding, works on Apple GPUs); what lies outside the image becomes black.
         inside, edge = (grid.abs() <= 1).all(-1)[:, None], 1 - 1 / grey.shape[-1]

@@ -6,7 +6,7 @@ Explained in ``notebooks/03_vgg16_transfer_learning.ipynb``.
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -39,9 +39,9 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path | None, settings: dict, model: Classifier, data: list[str]) -> None:
-        self.path = Path(path).expanduser() if path else None
+        self.active, self.path = bool(path), Path(path or "none").expanduser()
         self.settings, self.model = settings, model
-        if self.path:
+        if self.active:
             self.run = json.dumps([settings, model.config, model.weights, *data]) + self._start()
             self.names = (self.run, self.run.replace("}", _EARLIER, 1))
 
@@ -55,12 +55,12 @@ class Checkpoint:
         return starts[name]
 
     @contextmanager
-    def left_as_it_is(self) -> Iterator[None]:
+    def left_as_it_is(self) -> Generator[None, None, None]:
         """Within it the run trains the model; what it leaves, even when interrupted, counts as its own doing."""
         try:
             yield
         finally:
-            if self.path:
+            if self.active:
                 self._leave()
 
     def _leave(self) -> None:
@@ -71,7 +71,7 @@ class Checkpoint:
 
         Raises ``ValueError`` where the files are another run's, which would be lost.
         """
-        if self.path is None or not (card := from_first(self._card)):
+        if not self.active or not (card := from_first(self._card)):
             return None
         if card.get("run") not in map(_digest, self.names):
             other = _difference(card.get("settings", {}), self.settings)
@@ -110,7 +110,7 @@ class Checkpoint:
         return state["rows"], state["best"]
 
     def _progress(self) -> dict | None:
-        if self.path is None or not self._file.is_file():
+        if not self.active or not self._file.is_file():
             return None
         state = torch.load(self._file, map_location="cpu", weights_only=True)
         if (run := state.get("run")) not in self.names:
@@ -127,7 +127,7 @@ class Checkpoint:
 
     def keep(self, optimizer, scheduler, average, rows: list[dict], best: dict[str, Tensor]) -> None:
         """Write down where the run is, after an epoch."""
-        if self.path is None or not is_first():
+        if not self.active or not is_first():
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
         state = {
@@ -146,7 +146,7 @@ class Checkpoint:
 
     def finish(self, rows: list[dict]) -> None:
         """Save the model with its history; the progress is then of no more use."""
-        if self.path is None:
+        if not self.active:
             return
         card = {"settings": self.settings, "history": rows, "run": _digest(self.run)}
         from_first(lambda: save_model(self.model, self.path, **card))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from fmnist_utils import check_name
-from fmnist_utils.cache import CachedFeatures, as_input
+from fmnist_utils.cache import CachedFeatures, Inputs, as_input
 from fmnist_utils.checkpoints import changed_state
 from fmnist_utils.data import make_loader
 from fmnist_utils.models import Classifier
@@ -91,11 +91,11 @@ def make_optimizer(
     for p in sorted((p for p in model.parameters() if p.requires_grad), key=lambda p: id(p) in slow_ids):
         rate = slow_lr if id(p) in slow_ids else lr
         groups.setdefault((id(p) in slow_ids, rate, weight_decay if p.ndim > 1 else 0.0), []).append(p)
-    groups = [{"params": own, "lr": rate, "weight_decay": decay} for (_, rate, decay), own in groups.items()]
+    options = [{"params": some, "lr": rate, "weight_decay": decay} for (_, rate, decay), some in groups.items()]
     fused = next(model.parameters()).is_cuda  # one kernel a step, where parameters are many and small
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused)
-    return (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(groups, lr=lr, fused=fused)
+        return torch.optim.SGD(options, lr=lr, momentum=0.9, nesterov=True, fused=fused)
+    return (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(options, lr=lr, fused=fused)
 
 
 def make_schedule(optimizer, name: str, steps: int, steps_per_epoch: int, decay: float) -> LRScheduler:
@@ -124,7 +124,7 @@ class Run:
     """What a training needs, set up on its device: loaders, optimizer, schedule, moving average, loss."""
 
     def __init__(
-        self, model: Classifier, part: nn.Module, train: Dataset, val: Dataset, s: Settings, accelerator
+        self, model: Classifier, part: nn.Module, train: Inputs, val: Inputs, s: Settings, accelerator
     ) -> None:
         self.model, self.plain, self.settings, self.accelerator = model, part, s, accelerator
         model.to(accelerator.device)
@@ -136,6 +136,7 @@ class Run:
         train, val = (on_device(data, accelerator.device) for data in (train, val))
         rank, processes = rank_and_count()
         self.loader = make_loader(train, s.batch_size, shuffle=True, seed=s.seed, process=rank, processes=processes)
+        self.order = self.loader.generator or torch.Generator()
         val_part = Subset(val.view(0) if isinstance(val, CachedFeatures) else val, own_share(len(val)))
         self.val_loader = make_loader(val_part, 2 * s.batch_size)
         slow = model.backbone if s.backbone_lr is not None else None

@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import Dataset
 from torchvision.transforms.v2 import CutMix, MixUp
 from tqdm import tqdm
 
-from fmnist_utils.cache import CachedFeatures, as_input
+from fmnist_utils.cache import CachedFeatures, Inputs, as_input
 from fmnist_utils.data import CLASSES, as_images, fingerprint
 from fmnist_utils.models import Classifier, set_trainable
 from fmnist_utils.resume import Checkpoint
@@ -32,8 +32,8 @@ __all__ = ["fit", "fit_phases", "train_one_epoch", "validate"]
 
 def fit(
     model: Classifier,
-    train: Dataset,
-    val: Dataset,
+    train: Inputs,
+    val: Inputs,
     *,
     checkpoint: str | Path | None = None,
     compile: bool = False,
@@ -109,8 +109,8 @@ def fit(
 
 def fit_phases(
     model: Classifier,
-    train: Dataset,
-    val: Dataset,
+    train: Inputs,
+    val: Inputs,
     phases: Sequence[dict],
     *,
     checkpoint: str | Path | None = None,
@@ -149,7 +149,7 @@ def _epoch(run: Run, number: int) -> dict:
     s = run.settings
     # Seeding by epoch is what makes an interrupted run repeatable: no generator state has to be stored.
     torch.manual_seed(s.seed * 100_003 + number + 10_000_019 * rank_and_count()[0])
-    run.loader.generator.manual_seed(s.seed * 100_003 + number)
+    run.order.manual_seed(s.seed * 100_003 + number)
     began = time.perf_counter()
     train_loss, train_accuracy = train_one_epoch(
         run.part,
@@ -159,7 +159,7 @@ def _epoch(run: Run, number: int) -> dict:
         run.loss_function,
         run.accelerator,
         mix=s.mix,
-        after_step=(lambda: run.average.update_parameters(run.plain)) if run.average else None,
+        after_step=partial(run.average.update_parameters, run.plain) if run.average else None,
     )
     if not math.isfinite(train_loss):
         raise FloatingPointError(
@@ -231,11 +231,10 @@ def _means(loss_sum, correct, count) -> tuple[float, float]:
     return sums[0] / sums[2], sums[1] / sums[2]
 
 
-def _trainable_part(model: Classifier, train: Dataset, val: Dataset) -> nn.Module:
-    cached = [isinstance(data, CachedFeatures) for data in (train, val)]
-    if not any(cached):
+def _trainable_part(model: Classifier, train: Inputs, val: Inputs) -> nn.Module:
+    if not isinstance(train, CachedFeatures) and not isinstance(val, CachedFeatures):
         return model
-    if not all(cached):
+    if not (isinstance(train, CachedFeatures) and isinstance(val, CachedFeatures)):
         raise ValueError("train and val must both be images or both be cached features.")
     train.check(model)
     val.check(model)
@@ -246,7 +245,7 @@ def _trainable_part(model: Classifier, train: Dataset, val: Dataset) -> nn.Modul
     return model.split(train.border)[1]
 
 
-def _fingerprint(data: Dataset) -> str:
+def _fingerprint(data: Inputs) -> str:
     # The key of features names their images, but not their labels.
     return fingerprint(data.key if isinstance(data, CachedFeatures) else data.images, data.labels)[:16]
 

@@ -157,7 +157,7 @@ def test_files_found_must_be_the_published_ones(changed, project):
     path = folder / f"{TEST_FILES[changed]}.gz"
     raw = bytearray(gzip.decompress(path.read_bytes()))
     raw[-1] ^= 1
-    path.write_bytes(gzip.compress(raw, compresslevel=1))
+    path.write_bytes(gzip.compress(raw, compresslevel=1, mtime=0))
     with pytest.raises(DataError) as error:
         data.load("test")
     assert_explains(error, str(path), "SHA-256", "Delete it")
@@ -173,7 +173,7 @@ def test_a_given_folder_may_spell_its_files_in_four_ways(dotted, compressed, tmp
         path = tmp_path / (name.replace("-idx", ".idx") if dotted else name)
         (tmp_path / name).replace(path)
         if compressed:
-            (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
             path.unlink()
     found = data.load("test", str(tmp_path))
     assert found.labels.tolist() == [9, 0, 3] and np.array_equal(found.images, images)
@@ -195,7 +195,11 @@ def mirrors(project, tmp_path, monkeypatch) -> tuple[Path, Path]:
 def spoil(folder: Path, how: str) -> None:
     for name in TEST_FILES:
         path = folder / f"{name}.gz"
-        content = {"truncated": path.read_bytes()[:-99], "other data": gzip.compress(b"no"), "a web page": b"<html>"}
+        content = {
+            "truncated": path.read_bytes()[:-99],
+            "other data": gzip.compress(b"no", mtime=0),
+            "a web page": b"<html>",
+        }
         path.unlink() if how == "missing" else path.write_bytes(content[how])
 
 
@@ -229,7 +233,7 @@ def test_a_bad_mirror_falls_to_the_next(how, mirrors, project, test_set):
 # Damaged IDX files
 
 IMAGES, LABELS = np.zeros((3, 28, 28)), [1, 2, 3]
-GZIP = gzip.compress(idx(IMAGES))
+GZIP = gzip.compress(idx(IMAGES), mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +245,7 @@ GZIP = gzip.compress(idx(IMAGES))
         ("checksum.gz", GZIP[:-8] + bytes([GZIP[-8] ^ 1]) + GZIP[-7:], "gzip"),
         ("empty", b"", "empty"),
         ("empty.gz", b"", "empty"),
-        ("nothing-in-it.gz", gzip.compress(b""), "empty"),
+        ("nothing-in-it.gz", gzip.compress(b"", mtime=0), "empty"),
         ("magic", idx(IMAGES, magic=0xD03), "0x00000d03"),
         ("two-bytes", b"\0\0", "0x0000,"),
         ("header-cut-off", idx(IMAGES)[:10], "16-byte header"),
@@ -304,12 +308,12 @@ def test_load_refuses_what_is_neither_folder_nor_csv(tmp_path):
     [
         ("a.csv", b"PK\x03\x04" + b"\0" * 50, "zip archive. Unpack it"),
         ("a.csv.gz", b"PK\x03\x04" + b"\0" * 50, "zip archive. Unpack it"),
-        ("b.csv", gzip.compress(b"label,pixel1"), "Put .gz behind its name"),
-        ("b.csv.gz", gzip.compress(gzip.compress(b"label")), "uncompressed, is compressed by gzip"),
+        ("b.csv", gzip.compress(b"label,pixel1", mtime=0), "Put .gz behind its name"),
+        ("b.csv.gz", gzip.compress(gzip.compress(b"label", mtime=0), mtime=0), "uncompressed, is compressed by gzip"),
         ("c.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
         ("c.csv.gz", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
         ("d.csv", b"\n<!DOCTYPE html><html>", "web page"),
-        (TEST_FILES[0], gzip.compress(b"\0\0"), "Put .gz behind its name"),
+        (TEST_FILES[0], gzip.compress(b"\0\0", mtime=0), "Put .gz behind its name"),
         (f"{TEST_FILES[0]}.gz", b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
     ],
 )
@@ -486,7 +490,7 @@ BAD_CSV = {
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
 def test_bad_csv(content, fragments, suffix, tmp_path):
     path = tmp_path / f"bad{suffix}"
-    path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    path.write_bytes(gzip.compress(content, mtime=0) if suffix.endswith(".gz") else content)
     with pytest.raises(DataError) as error:
         data.read_csv(path)
     assert_explains(error, str(path), *fragments)

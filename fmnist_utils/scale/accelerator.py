@@ -6,10 +6,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from fmnist_utils.scale.engines import default_device, find_compiler, half_precision
 from fmnist_utils.scale.processes import on_cpu, rank_and_count
@@ -67,7 +68,7 @@ def choose_precision(wanted: str) -> str:
     return "bf16" if half_precision("cuda") == torch.bfloat16 else "fp16"
 
 
-def on_device(data: Dataset, device: torch.device) -> Dataset:
+def on_device(data: Any, device: torch.device) -> Any:
     """``data`` with its tensors on a GPU that has room for them, so that no batch has to travel."""
     names = [name for name in ("features", "images", "labels") if hasattr(data, name)]
     size = sum(getattr(data, name).nbytes for name in names)
