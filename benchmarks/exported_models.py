@@ -74,7 +74,7 @@ def runs(name: str, images: np.ndarray, calibration: FashionMNIST, python: Path 
             yield "ONNX Runtime", precision, file.stat().st_size / 1e6, *numbers
         for precision in ("float32", "int8") if python else ():
             file = export_litert(model, Path(folder, name), python=python, int8=precision == "int8")
-            probabilities, seconds = litert.run(file, images, python, THREADS)
+            probabilities, seconds = litert.interpret(file, images, python, THREADS)
             single = float(np.median(seconds[WARM_UP:]))
             yield "LiteRT", precision, file.stat().st_size / 1e6, probabilities, single, single * BATCH
 

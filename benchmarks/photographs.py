@@ -101,7 +101,7 @@ def photographs(garments: FashionMNIST, kind: str, count: int, seed: int = 0) ->
 
 def judged(name: str, garments: FashionMNIST) -> pd.DataFrame:
     """One row for each photograph: what, kind, right, the warning in short, and whether the distance alone warns."""
-    model, detector = load_model(serving.MODELS / name), outliers.load(serving.MODELS / name)
+    model, detector = load_model(serving.MODELS / name), outliers.load_outliers(serving.MODELS / name)
     flip, rows = serving.cards()[name].get("mirror", False), []
     for what, kind in ((what, kind) for what, kinds in KINDS.items() for kind in kinds):
         taken, labels = photographs(garments, kind, COUNTS[name])

@@ -270,7 +270,7 @@ def lite(litert_python, tmp_path_factory):
 
 def test_litert_file_gives_the_probabilities_of_torch_and_says_what_it_is(lite, litert_python, real_images):
     file, printed = lite
-    found, seconds = litert.run(file, real_images.images.numpy(), litert_python)
+    found, seconds = litert.interpret(file, real_images.images.numpy(), litert_python)
     assert_same(found, expected(load_model(SMALL_CNN), real_images.images))
     assert seconds.shape == (256,) and (seconds > 0).all()
     assert f"wrote {file} (1.1 MB)" in printed and "same class for 100.0%" in printed
@@ -291,7 +291,7 @@ def test_litert_file_gives_the_probabilities_of_torch_and_says_what_it_is(lite, 
 def test_litert_agrees_with_torch(case, litert_python, real_images, tmp_path):
     model = CASES[case]()
     file = export.export_litert(model, tmp_path / "model", python=litert_python)
-    found, _ = litert.run(file, real_images.images.numpy(), litert_python)
+    found, _ = litert.interpret(file, real_images.images.numpy(), litert_python)
     assert_same(found, expected(model, real_images.images))
 
 

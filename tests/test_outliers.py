@@ -76,15 +76,15 @@ def test_saved_and_loaded_it_says_the_same(small_cnn, garments, tmp_path):
         shutil.copy(FOLDER / f"small-cnn{ending}", tmp_path)
     path = tmp_path / "small-cnn"
     with pytest.raises(FileNotFoundError, match="fmnist_utils.explain.outliers"):
-        outliers.load(path)
+        outliers.load_outliers(path)
     detector = outliers.Outliers.fit(small_cnn, train, val)
     detector.save(path)
     expected = detector.share_further(small_cnn, test[:50])
-    np.testing.assert_array_equal(outliers.load(path).share_further(small_cnn, test[:50]), expected)
+    np.testing.assert_array_equal(outliers.load_outliers(path).share_further(small_cnn, test[:50]), expected)
     with (tmp_path / "small-cnn.safetensors").open("ab") as file:
         file.write(b"retrained")
     with pytest.raises(ValueError, match="another"):
-        outliers.load(path)
+        outliers.load_outliers(path)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_saved_and_loaded_it_says_the_same(small_cnn, garments, tmp_path):
 def test_shipped_file_takes_test_images_as_usual_and_noise_as_not(name, count, garments):
     path = FOLDER / name
     assert path.with_name(f"{name}.outliers.safetensors").stat().st_size < 1_000_000
-    detector, model = outliers.load(path), load_model(path)
+    detector, model = outliers.load_outliers(path), load_model(path)
     usual = detector.share_further(model, garments[2][:count])
     # Uniform from 0 to 1 if the test images come from where the validation images do.
     assert kstest(usual, "uniform").pvalue > 1e-3
@@ -104,7 +104,7 @@ def test_shipped_file_takes_test_images_as_usual_and_noise_as_not(name, count, g
 
 @pytest.mark.parametrize(("name", "count"), [("small-cnn", 200), ("vgg16-block3-two-views", 30)])
 def test_turned_garments_are_found_and_turned_back(name, count, garments):
-    detector, model = outliers.load(FOLDER / name), load_model(FOLDER / name)
+    detector, model = outliers.load_outliers(FOLDER / name), load_model(FOLDER / name)
     images = garments[2][:count]
     share, upright, turns = detector.judge(model, images)
     np.testing.assert_array_equal(share, detector.share_further(model, images))
@@ -138,4 +138,4 @@ def test_a_file_that_is_none_is_named(tmp_path):
         shutil.copy(FOLDER / f"small-cnn{ending}", tmp_path)
     (tmp_path / "small-cnn.outliers.safetensors").write_bytes(b"junk" * 100)
     with pytest.raises(ValueError, match=r"small-cnn.outliers.safetensors is damaged"):
-        outliers.load(tmp_path / "small-cnn")
+        outliers.load_outliers(tmp_path / "small-cnn")

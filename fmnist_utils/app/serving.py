@@ -106,7 +106,7 @@ def check_models() -> None:
     for name, card in cards().items():
         if file_sha256(file := MODELS / f"{name}.safetensors") != card["sha256"]:
             raise ValueError(f"{shown(file)} is damaged or belongs to another {name}.json: copy both files again.")
-        outliers.load(MODELS / name)
+        outliers.load_outliers(MODELS / name)
 
 
 @functools.cache
@@ -132,7 +132,7 @@ def recorded(name: str) -> np.ndarray:
 @functools.cache
 def _loaded(name: str):
     try:
-        return load_model(MODELS / name), outliers.load(MODELS / name)
+        return load_model(MODELS / name), outliers.load_outliers(MODELS / name)
     except (ValueError, FileNotFoundError, WeightsUnavailable) as error:
         logging.getLogger(__name__).error("The model %s cannot be loaded: %s", name, error)
         raise photos.BadImage(

@@ -15,12 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fmnist_utils.checkpoints import load_model, saved_models
-from fmnist_utils.data import FashionMNIST, replacing, train_val_split
-from fmnist_utils.data import load as load_data
+from fmnist_utils.data import FashionMNIST, load, replacing, train_val_split
 from fmnist_utils.models import Classifier
 from fmnist_utils.sources.files import file_sha256
 
-__all__ = ["Outliers", "TRAIN", "UNUSUAL", "VAL", "features", "load"]
+__all__ = ["Outliers", "TRAIN", "UNUSUAL", "VAL", "features", "load_outliers"]
 
 #: Images to estimate means and covariance on, and to calibrate on: few enough for VGG16 on a CPU.
 TRAIN, VAL = 2_000, 2_000
@@ -145,7 +144,7 @@ def features(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(pooled), torch.cat(logits)
 
 
-def load(path: str | Path) -> Outliers:
+def load_outliers(path: str | Path) -> Outliers:
     """What is saved beside a model, ``path`` without its ending.
 
     Raises ``FileNotFoundError`` with the command that makes the file, ``ValueError`` where it is damaged or belongs to
@@ -171,7 +170,7 @@ def _file(path: str | Path, kind: str = "") -> Path:
 
 
 def main() -> None:
-    train, val = train_val_split(load_data("train"))
+    train, val = train_val_split(load("train"))
     for path in saved_models().values():
         found = Outliers.fit(load_model(path), train.subset(TRAIN), val.subset(VAL))
         print(f"wrote {found.save(path)}")

@@ -76,7 +76,7 @@ def convert(saved: Path, file: Path, python: Path, int8: bool = False) -> None:
     _inside(python, "convert", saved.absolute(), file.absolute(), *(["int8"] if int8 else []))
 
 
-def run(file: Path, images: np.ndarray, python: Path, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def interpret(file: Path, images: np.ndarray, python: Path, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """(probabilities, float32 [N, 10]; seconds of each image, float64 [N]) of uint8 [N, 28, 28], one after the other.
 
     LiteRT's interpreter runs it on the CPU; its first images also pay for warming up.

@@ -143,7 +143,7 @@ def parity(model: Classifier, path: str | Path, data: FashionMNIST, *, python: P
         network = load_onnx(path, threads)
         found = np.concatenate([network(part.numpy()) for part in data.images.split(50)])
     elif python := python or litert.find():
-        found, _ = litert.run(path, data.images.numpy(), python, threads)
+        found, _ = litert.interpret(path, data.images.numpy(), python, threads)
     else:
         raise ValueError(f"{path} needs LiteRT's environment: python -m fmnist_utils.export NAME --litert makes it.")
     expected = predict(model, data)
