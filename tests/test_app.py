@@ -302,7 +302,7 @@ def test_default_model_is_the_most_accurate_one(monkeypatch, capsys):
     best = max(serving.cards(), key=lambda name: serving.cards()[name]["metrics"]["test_accuracy"])
     assert app.create_app().server.test_client().get("/health").json["model"] == best
 
-    def name_it(model, _):
+    def name_it(model, *_):
         raise ValueError(f"asked for {model}")
 
     monkeypatch.setattr(app, "create_app", name_it)
@@ -371,7 +371,7 @@ def test_damaged_file_of_a_model_is_named_at_start(damage, named, monkeypatch, t
         shutil.copy(file, tmp_path)
     damage(tmp_path)
     monkeypatch.setattr(serving, "MODELS", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["app", "--port", "0"])
+    monkeypatch.setattr(sys, "argv", ["app", "--port", "0", "--model", "small-cnn"])
     serving.cards.cache_clear()
     try:
         with pytest.raises(SystemExit) as stop:
