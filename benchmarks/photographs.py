@@ -1,12 +1,4 @@
-"""Does the app tell the truth about photographs? Made-up ones, of which we know the truth: accuracy, and its warnings.
-
-``python benchmarks/photographs.py`` writes ``results/benchmarks/photographs-<profile>.json`` and a figure. Validation
-images become photographs on many grounds, with things in the way, turned, two at once, half in shade, or none at all;
-they come in as JPEG by the door that an upload takes. ``ours``: the share of wrong answers with a warning, over the
-small CNN's photographs of kinds that were ``HELD_OUT``, never looked at while the cut, the warnings and their limits
-were chosen; ``reference``: what the distance to the training data alone would have caught. ``kinds``: for each, with
-95% intervals, the accuracy, the share of wrong answers flagged, of right ones flagged, of all wrong and unflagged.
-"""
+"""Does the app tell the truth about photographs? Accuracy and warnings on made-up ones, of which we know it."""
 
 import io
 
@@ -15,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from common import options, record
 from PIL import Image
 
 from fmnist_utils import pick
@@ -24,7 +17,6 @@ from fmnist_utils.data import FashionMNIST, load, train_val_split
 from fmnist_utils.evaluate import accuracy_interval, predict
 from fmnist_utils.explain import outliers
 from fmnist_utils.plots import COLORS, use_style
-from fmnist_utils.results import save_benchmark
 
 #: Photographs of each kind, by model: VGG16 takes ten times as long.
 COUNTS = pick(smoke={"small-cnn": 8}, cpu={"small-cnn": 100, "vgg16-block3-two-views": 20},
@@ -161,6 +153,7 @@ def draw(rows: pd.DataFrame) -> plt.Figure:
 
 
 def main() -> None:
+    options(__doc__.splitlines()[0])
     garments = train_val_split(load("train"))[1]
     tables = {name: judged(name, garments) for name in COUNTS}
     rows = next(iter(tables.values()))
@@ -176,7 +169,7 @@ def main() -> None:
             | {f"{text}: all": report(part) for text, part in sets.items()},
             "kinds": {kind: report(part) for kind, part in table_.groupby("kind", sort=False)},
         }
-    path = save_benchmark(
+    record(
         "photographs",
         setting=f"warnings of {len(wrong)} wrong answers about photographs of held-out kinds, against distance alone",
         ours=100 * (wrong.warning != "").mean(),
@@ -188,7 +181,6 @@ def main() -> None:
         limits={"unusual": outliers.UNUSUAL, "turned": outliers.TURNED, "unsure": serving.UNSURE},
         models=reports,
     )
-    print(path)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,15 @@ SCRIPTS = [
 
 
 #: Those whose figure README or a notebook shows.
-DRAWN = ("usual_loop", "unfreezing", "training_images", "backbones", "exported_models", "out_of_distribution")
+DRAWN = (
+    "usual_loop",
+    "unfreezing",
+    "photographs",
+    "training_images",
+    "backbones",
+    "exported_models",
+    "out_of_distribution",
+)
 
 
 def run(name: str, arguments: list[str]) -> tuple[dict, np.ndarray | None]:
