@@ -16,12 +16,12 @@ from torch.utils.data import Subset
 from fmnist_utils import check_name
 from fmnist_utils.cache import CachedFeatures, Inputs, as_input
 from fmnist_utils.checkpoints import changed_state
-from fmnist_utils.data import make_loader
+from fmnist_utils.data import fingerprint, make_loader
 from fmnist_utils.models import Classifier
 from fmnist_utils.scale.accelerator import on_device, warm_up
 from fmnist_utils.scale.processes import own_share, rank_and_count
 
-__all__ = ["Run", "Settings", "averaged", "make_optimizer", "make_schedule"]
+__all__ = ["Run", "Settings", "averaged", "data_fingerprint", "make_optimizer", "make_schedule", "trainable_part"]
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "exponential", "constant")
@@ -118,6 +118,27 @@ def averaged(model: nn.Module, average: AveragedModel | None):
         yield
     finally:
         model.load_state_dict(last)
+
+
+def trainable_part(model: Classifier, train: Inputs, val: Inputs) -> nn.Module:
+    """What is to be trained: the model, or for cached features the layers behind their border."""
+    if not isinstance(train, CachedFeatures) and not isinstance(val, CachedFeatures):
+        return model
+    if not (isinstance(train, CachedFeatures) and isinstance(val, CachedFeatures)):
+        raise ValueError("train and val must both be images or both be cached features.")
+    train.check(model)
+    val.check(model)
+    if train.border != val.border:
+        raise ValueError(
+            f"train was cached at border {train.border}, val at border {val.border}: use the same for both."
+        )
+    return model.split(train.border)[1]
+
+
+def data_fingerprint(data: Inputs) -> str:
+    """What names the data in a checkpoint, 16 hexadecimal digits."""
+    # The key of features names their images, but not their labels.
+    return fingerprint(data.key if isinstance(data, CachedFeatures) else data.images, data.labels)[:16]
 
 
 class Run:

@@ -20,12 +20,12 @@ from torchvision.transforms.v2 import CutMix, MixUp
 from tqdm import tqdm
 
 from fmnist_utils.cache import CachedFeatures, Inputs, as_input
-from fmnist_utils.data import CLASSES, as_images, fingerprint
+from fmnist_utils.data import CLASSES, as_images
 from fmnist_utils.models import Classifier, set_trainable
 from fmnist_utils.resume import Checkpoint
 from fmnist_utils.scale.accelerator import accelerator, can_compile
 from fmnist_utils.scale.processes import JointBatchNorm, batch_weights, rank_and_count, total
-from fmnist_utils.settings import Run, Settings, averaged
+from fmnist_utils.settings import Run, Settings, averaged, data_fingerprint, trainable_part
 
 __all__ = ["fit", "fit_phases", "train_one_epoch", "validate"]
 
@@ -75,8 +75,8 @@ def fit(
     compile = compile and can_compile()
     if s.mix and isinstance(train, CachedFeatures):
         raise ValueError(f"mix={s.mix!r} mixes images, which cached features are not: pass the images to fit().")
-    part = _trainable_part(model, train, val).to(memory_format=torch.channels_last)
-    saved = Checkpoint(checkpoint, asdict(s), model, [_fingerprint(train), _fingerprint(val)])
+    part = trainable_part(model, train, val).to(memory_format=torch.channels_last)
+    saved = Checkpoint(checkpoint, asdict(s), model, [data_fingerprint(train), data_fingerprint(val)])
     if rows := saved.finished():
         return pd.DataFrame(rows).set_index("epoch")
 
@@ -229,25 +229,6 @@ def _means(loss_sum, correct, count) -> tuple[float, float]:
     """Both over the samples of all processes, however many each had."""
     sums = total(torch.tensor([float(loss_sum), float(correct), count], dtype=torch.float64)).tolist()
     return sums[0] / sums[2], sums[1] / sums[2]
-
-
-def _trainable_part(model: Classifier, train: Inputs, val: Inputs) -> nn.Module:
-    if not isinstance(train, CachedFeatures) and not isinstance(val, CachedFeatures):
-        return model
-    if not (isinstance(train, CachedFeatures) and isinstance(val, CachedFeatures)):
-        raise ValueError("train and val must both be images or both be cached features.")
-    train.check(model)
-    val.check(model)
-    if train.border != val.border:
-        raise ValueError(
-            f"train was cached at border {train.border}, val at border {val.border}: use the same for both."
-        )
-    return model.split(train.border)[1]
-
-
-def _fingerprint(data: Inputs) -> str:
-    # The key of features names their images, but not their labels.
-    return fingerprint(data.key if isinstance(data, CachedFeatures) else data.images, data.labels)[:16]
 
 
 def _is_over(rows: list[dict], patience: int | None) -> bool:

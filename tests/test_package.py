@@ -65,7 +65,7 @@ def test_sources_scale_and_networks_know_nothing_of_what_is_built_on_them():
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
 def test_a_file_of_the_core_can_be_held_in_the_head(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 260
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 250
 
 
 def lines_of_code(function: ast.FunctionDef) -> int:
