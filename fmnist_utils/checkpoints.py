@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fmnist_utils import ROOT
 from fmnist_utils.data import replacing
 from fmnist_utils.models import Classifier, WeightsUnavailable, build_model
-from fmnist_utils.sources.files import file_sha256
+from fmnist_utils.sources.files import expanded, file_sha256
 
 __all__ = ["card_and_file", "changed_state", "load_model", "load_state", "read_card", "save_model", "saved_models"]
 
@@ -55,7 +55,7 @@ def load_model(path: str | Path) -> Classifier:
         if (tensors.metadata() or {}).get("built", built := _built(card["model"], card["weights"])) != built:
             raise ValueError(f"{text} is damaged: it does not describe {file.name}. Copy both files again.")
     try:
-        model = build_model(**card["model"], weights_sha256=card["weights"].partition(":")[2])
+        model = _rebuilt(card["model"], card["weights"])
     except TypeError as error:  # an argument of an earlier or later version
         raise ValueError(f"{text} was written by another version of fmnist_utils ({error}).") from error
     if model.weights != card["weights"]:
@@ -73,7 +73,8 @@ def read_card(path: str | Path) -> dict:
         card = json.loads(text.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{text} is damaged ({error}): copy it and {file.name} again.") from error
-    if not isinstance(card, dict) or not {"model", "weights", "sha256"} <= card.keys():
+    whole = isinstance(card, dict) and "weights" in card
+    if not (whole and isinstance(card.get("model"), dict) and isinstance(card.get("sha256"), str)):
         raise ValueError(f"{text} is not the card of a saved model: it lacks model, weights or sha256.")
     if "test_time_flip" in card:  # as version 0.1.0 called it
         card["mirror"] = card.pop("test_time_flip")
@@ -84,6 +85,11 @@ def saved_models(folder: Path = ROOT / "data" / "models") -> dict[str, Path]:
     """Name and path, without ending, of every model saved in ``folder``."""
     cards = sorted(folder.glob("*.json"))
     return {card.stem: card.with_suffix("") for card in cards if card.with_suffix(".safetensors").is_file()}
+
+
+def _rebuilt(config: dict, weights: str) -> Classifier:
+    """The model of these arguments, on the very pretrained weights of this identity."""
+    return build_model(**config, weights_sha256=weights.partition(":")[2])
 
 
 def _built(config: dict, weights: str) -> str:
@@ -123,7 +129,7 @@ def _different_from_named_weights(model: Classifier) -> dict[str, Tensor]:
     """What a file must hold so that the model comes back, whatever was trained and frozen again meanwhile."""
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     try:
-        built = build_model(**model.config, weights_sha256=model.weights.partition(":")[2])
+        built = _rebuilt(model.config, model.weights)
     except WeightsUnavailable:  # gone since the model was built: then all of it is stored
         return state
     for what, of in _ASPECTS.items():
@@ -154,6 +160,6 @@ _ASPECTS = {
 
 def card_and_file(path: str | Path) -> tuple[Path, Path]:
     """The tensors' file and the card of a model saved as ``path``; ``~`` is the home folder, endings may be there."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     name = path.name.removesuffix(".safetensors").removesuffix(".json")
     return path.with_name(f"{name}.safetensors"), path.with_name(f"{name}.json")

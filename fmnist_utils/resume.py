@@ -14,11 +14,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from fmnist_utils.checkpoints import card_and_file, changed_state, load_model, save_model
+from fmnist_utils.checkpoints import card_and_file, changed_state, load_model, read_card, save_model
 from fmnist_utils.data import replacing
 from fmnist_utils.models import Classifier
 from fmnist_utils.scale.processes import from_first, is_first
-from fmnist_utils.sources.files import file_sha256
+from fmnist_utils.sources.files import expanded, file_sha256
 
 __all__ = ["Checkpoint"]
 
@@ -39,7 +39,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path | None, settings: dict, model: Classifier, data: list[str]) -> None:
-        self.active, self.path = bool(path), Path(path or "none").expanduser()
+        self.active, self.path = bool(path), expanded(path or "none")
         self.settings, self.model = settings, model
         if self.active:
             self.run = json.dumps([settings, model.config, model.weights, *data]) + self._start()
@@ -92,10 +92,10 @@ class Checkpoint:
         if not (file.is_file() and text.is_file()):
             return None
         try:
-            card = json.loads(text.read_text(encoding="utf-8"))
+            card = read_card(self.path)
         except ValueError:
             return None  # damaged: trained anew and replaced
-        return card if isinstance(card, dict) and card.get("sha256") == file_sha256(file) else None
+        return card if card["sha256"] == file_sha256(file) else None
 
     def resume(self, optimizer, scheduler, average) -> tuple[list[dict], dict[str, Tensor]]:
         """(rows so far, best weights so far), after putting everything back to where the last epoch ended."""

@@ -8,7 +8,6 @@ import base64
 import binascii
 import functools
 import io
-import json
 import logging
 import threading
 from collections.abc import Collection
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from fmnist_utils import ROOT, check_name
 from fmnist_utils.app import photos
-from fmnist_utils.checkpoints import load_model
+from fmnist_utils.checkpoints import load_model, read_card
 from fmnist_utils.data import FashionMNIST, load
 from fmnist_utils.evaluate import load_predictions, predict
 from fmnist_utils.explain import outliers
@@ -88,16 +87,14 @@ def cards() -> dict[str, dict]:
     for text in sorted(MODELS.glob("*.json")):
         file = text.with_suffix(".safetensors")
         try:
-            card = json.loads(text.read_text(encoding="utf-8"))
-            whole = isinstance(card["model"], dict) and isinstance(card["sha256"], str) and "weights" in card
-        except (ValueError, TypeError, KeyError):
-            whole = False
-        if not whole:
-            raise ValueError(f"{shown(text)} is no card of a model: copy it again, or remove it with {file.name}.")
+            card = read_card(text)
+        except ValueError as error:
+            raise ValueError(
+                f"{shown(text)} is no card of a model: copy it again, or remove it with {file.name}."
+            ) from error
         if not file.is_file():
             raise ValueError(f"{shown(file)} is missing: copy it again, or remove {text.name}, its card.")
-        mirror = card.get("mirror", card.get("test_time_flip", False))  # as version 0.1.0 called it
-        found[text.stem] = card | {"bytes": file.stat().st_size, "mirror": mirror}
+        found[text.stem] = {"mirror": False} | card | {"bytes": file.stat().st_size}
     return found
 
 
