@@ -5,6 +5,7 @@ The damage is random and seeded; FMNIST_DAMAGED=10000 tries that many damaged fi
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,8 +14,10 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fmnist_utils import data
+from fmnist_utils.app import photos
 from fmnist_utils.checkpoints import load_model, save_model
 from fmnist_utils.data import DataError
 from fmnist_utils.models import build_model
@@ -168,3 +171,18 @@ def test_predictions(tmp_path):
     path, rng = tmp_path / "predictions" / "mine.npz", np.random.default_rng(0)
     np.savez_compressed(path, test=rng.random((20, 10)).astype(np.float16))
     outcomes(path.read_bytes(), path, lambda _: load_predictions("mine", "test", tmp_path).tobytes())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, about remarks that it leaves out
+@pytest.mark.parametrize("kind", photos.FORMATS)
+def test_pictures(kind, images, tmp_path):
+    """Most damage changes pixels, which cannot be noticed: what is read can be prepared for a model."""
+    file = io.BytesIO()
+    Image.fromarray(images.images[0].numpy()).convert("RGB").resize((60, 80)).save(file, kind)
+    path = tmp_path / f"shirt.{kind.lower()}"
+
+    def read(path):
+        pixels, _, doubt = photos.examine(photos.read_image(path.read_bytes(), path.name))
+        assert (pixels.dtype, pixels.shape, type(doubt)) == (torch.uint8, (28, 28), str)
+
+    outcomes(file.getvalue(), path, read)
