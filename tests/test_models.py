@@ -844,7 +844,8 @@ def test_shipped_models_say_what_was_recorded_of_them(name):
 
 def test_what_is_stored_in_float16_is_loaded_as_float32(tmp_path):
     file = save_model(build_model("small_cnn", weights=None), tmp_path / "half")
-    stored = {key: v.half() if v.ndim > 1 else v for key, v in load_file(file).items()}
+    # Copies, since a tensor may be a part of the file that is overwritten here.
+    stored = {key: v.half() if v.ndim > 1 else v.clone() for key, v in load_file(file).items()}
     save_file(stored, file)
     card = json.loads((tmp_path / "half.json").read_text(encoding="utf-8"))
     (tmp_path / "half.json").write_text(json.dumps(card | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}))

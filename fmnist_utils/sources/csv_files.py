@@ -39,7 +39,8 @@ def read_fast(raw: bytes) -> np.ndarray | None:
 
     body = raw.removeprefix(codecs.BOM_UTF8)
     header = ",".join(_HEADER).encode()
-    if not body.startswith((header + b"\n", header + b"\r\n")):
+    # Of a cell "1\0002" some versions of pandas read the 1.
+    if not body.startswith((header + b"\n", header + b"\r\n")) or b"\0" in body:
         return None
     try:
         # Without a header pandas neither renames duplicate columns nor takes a surplus one for an index.
