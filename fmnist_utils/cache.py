@@ -6,11 +6,10 @@ it is computed once, kept as float16, and only the layers behind it are trained.
 """
 
 import hashlib
-import json
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -24,26 +23,10 @@ from fmnist_utils.data import FashionMNIST, as_images, fingerprint, replacing, r
 from fmnist_utils.models import Classifier
 from fmnist_utils.scale.engines import OpenVINOEngine, TorchEngine, default_device, half_precision
 from fmnist_utils.scale.processes import exchange, from_first, is_first, rank_and_count, shares, wait
-from fmnist_utils.scale.storage import allocate, checksum, new_file, open_file
-from fmnist_utils.sources.files import expanded, shown
+from fmnist_utils.scale.storage import PrefixPass, allocate, new_file, open_file, read_report, write_report
+from fmnist_utils.sources.files import expanded
 
 __all__ = ["CachedFeatures", "Inputs", "PrefixPass", "as_input", "cache_features", "prefix_key"]
-
-
-@dataclass(frozen=True)
-class PrefixPass:
-    """What one pass through the frozen layers did: ``images`` (all views), ``seconds``, ``engine`` and ``bytes``."""
-
-    images: int
-    seconds: float
-    engine: str
-    bytes: int
-    reused: bool = False
-
-    def __str__(self) -> str:
-        where = "read from disk; computed earlier" if self.reused else "computed"
-        rate = f"{self.images / max(self.seconds, 1e-9):,.0f} images/s, {self.engine}"
-        return f"{self.images:,} images {where} in {self.seconds:.1f} s ({rate}), {self.bytes / 1e6:,.0f} MB kept"
 
 
 class CachedFeatures(Dataset):
@@ -153,9 +136,8 @@ def cache_features(
         raise ValueError("This model has no frozen layers to cache: pass the images themselves to fit().")
     if views > 1 and model.preprocess.augment is None:
         raise ValueError(f"views={views} needs changes to draw from: build the model with augment=Augment(…).")
-    own_key = prefix_key(prefix)
-    augment = model.preprocess.augment
-    settings = (own_key, views, (asdict(augment), seed) if views > 1 and augment else None)
+    frozen, augment = prefix_key(prefix), model.preprocess.augment
+    settings = (frozen, views, (asdict(augment), seed) if views > 1 and augment else None)
     if half := half_precision(device.type):  # such features differ a little from those of a CPU
         settings += (str(half),)
     calibrated = fingerprint(calibration.images) if calibration is not None else None
@@ -163,30 +145,29 @@ def cache_features(
         settings += (engine, calibrated)
     key = fingerprint(repr(settings), dataset.images)[:16]
     store = expanded(folder) / f"{key}.npy" if folder else None
-    if store and (found := from_first(lambda: _read_report(store))):
-        report, features = replace(PrefixPass(**found), reused=True), open_file(store)
+    if store and (report := from_first(lambda: read_report(store))):
+        features = open_file(store)
     else:
         # Small batches keep activations in the CPU's reused memory; a GPU needs large ones to be busy.
         fitting = max(8, min(32, 32 * 64**2 // model.preprocess.image_size**2)) if device.type == "cpu" else 256
         batch_size = min(batch_size or fitting, len(dataset))
         if store:
             store.parent.mkdir(parents=True, exist_ok=True)
-        make_engine = partial(TorchEngine, model, prefix, own_key, device, batch_size)
+        make_engine = partial(TorchEngine, model, prefix, frozen, device, batch_size)
         if engine == "openvino":
-            make_engine = partial(OpenVINOEngine, model, prefix, (own_key, calibrated), calibration)
+            make_engine = partial(OpenVINOEngine, model, prefix, (frozen, calibrated), calibration)
         features, report = _run(model, prefix, make_engine, dataset, views, store, batch_size, device, seed, verbose)
     if verbose and is_first():
         print(report)
-    return CachedFeatures(features, dataset.labels, key, own_key, len(prefix), report)
+    return CachedFeatures(features, dataset.labels, key, frozen, len(prefix), report)
 
 
 def _run(model, prefix, make_engine, dataset, views, store, batch_size, device, seed, verbose):
+    """(features, report) of a pass over ``dataset``; every process gets the whole."""
     count, (rank, _) = len(dataset), rank_and_count()
     # Whole batches are shared out, so that random views depend on the seed and the batch alone.
     edges = [min(number * batch_size, count) for number in shares(-(-count // batch_size))]
-    own = range(edges[rank], edges[rank + 1], batch_size)
-    began = time.perf_counter()
-    training = model.training
+    began, training = time.perf_counter(), model.training
     model.eval()
     try:
         with (
@@ -200,7 +181,7 @@ def _run(model, prefix, make_engine, dataset, views, store, batch_size, device, 
             features = allocate(from_first(lambda: part and new_file(part, shape)), shape)
             for view in range(views):
                 model.preprocess.train(view > 0)
-                for start in own:
+                for start in range(edges[rank], edges[rank + 1], batch_size):
                     torch.manual_seed((seed + view) * 1_000_003 + start)
                     # The last batch reaches back, so that a compiled pass sees one shape only.
                     stop = min(start + batch_size, count)
@@ -218,27 +199,6 @@ def _run(model, prefix, make_engine, dataset, views, store, batch_size, device, 
         model.train(training)
     report = PrefixPass(views * count, time.perf_counter() - began, engine.name, 2 * math.prod(shape))
     if store:
-        from_first(lambda: _write_report(store, report))
+        from_first(lambda: write_report(store, report))
         features = open_file(store)
     return features, report
-
-
-def _read_report(store: Path) -> dict | None:
-    """What the pass that made ``store`` reported; None where there is none, or the files are damaged."""
-    text = store.with_suffix(".json")
-    if not (store.is_file() and text.is_file()):
-        return None
-    try:
-        report = json.loads(text.read_text(encoding="utf-8"))
-        if report.pop("crc32") == checksum(store):
-            return asdict(PrefixPass(**report))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    print(f"{shown(store)} is damaged, or of an earlier version: its features are computed anew.", flush=True)
-    return None
-
-
-def _write_report(store: Path, report: PrefixPass) -> None:
-    with replacing(store.with_suffix(".json")) as part:
-        kept = {k: v for k, v in asdict(report).items() if k != "reused"} | {"crc32": checksum(store)}
-        part.write_text(json.dumps(kept), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A classifier from raw grey images to logits: its parts, what is frozen, where it can be cut in two, its summary.
+"""A classifier from raw grey images to logits: its parts, what is frozen, where it can be cut in two.
 
 Explained in ``notebooks/03_vgg16_transfer_learning.ipynb`` and ``notebooks/04_resnet50_fine_tuning.ipynb``.
 """
@@ -6,7 +6,6 @@ Explained in ``notebooks/03_vgg16_transfer_learning.ipynb`` and ``notebooks/04_r
 from functools import cached_property
 from itertools import chain
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,7 +15,7 @@ from fmnist_utils import check_name
 from fmnist_utils.networks.layers import layers_in_order, leaves, on_paper
 from fmnist_utils.preprocess import Preprocess
 
-__all__ = ["Classifier", "Layers", "set_trainable", "summary"]
+__all__ = ["Classifier", "Layers", "set_trainable"]
 
 
 class _FrozenMixin(nn.Module):
@@ -131,33 +130,3 @@ def set_trainable(model: Classifier, trainable: str | int) -> Classifier:
         parameter.requires_grad_(True)
     model.config["trainable"] = trainable
     return model.train(model.training)  # BatchNorm's mode follows
-
-
-def summary(model: Classifier) -> pd.DataFrame:
-    """One row per block: output shape for one image, parameters, trainable parameters, MFLOPs per image.
-
-    A multiplication and an addition count as two FLOPs; convolutions and matrix products are counted (by torch's own
-    counter, which does not see into torch's fused attention: that is off meanwhile), the rest is negligible.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    rows, x = {}, torch.zeros(1, 28, 28, dtype=torch.uint8, device=model.preprocess.scale.device)
-    stages = {"preprocess": model.preprocess, **dict(model.backbone.named_children()), "head": model.head}
-    mode, fused = model.training, torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
-    for name, stage in stages.items():
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            x = stage(x)
-        parameters = list(stage.parameters())
-        rows[name] = {
-            "output": "×".join(map(str, x.shape[1:])),
-            "parameters": sum(p.numel() for p in parameters),
-            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-            "MFLOPs": counter.get_total_flops() / 1e6,
-        }
-    torch.backends.mha.set_fastpath_enabled(fused)
-    model.train(mode)
-    table = pd.DataFrame(rows).T.astype({"parameters": int, "trainable": int, "MFLOPs": float})
-    table.loc["total"] = ["", table.parameters.sum(), table.trainable.sum(), table.MFLOPs.sum()]
-    return table

@@ -13,9 +13,9 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fmnist_utils import check_name
-from fmnist_utils.classifier import Classifier, set_trainable, summary
-from fmnist_utils.networks.heads import HEADS, make_head
-from fmnist_utils.networks.layers import layers_in_order, leaves, on_paper
+from fmnist_utils.classifier import Classifier, set_trainable
+from fmnist_utils.networks.heads import HEADS, check_halving, make_head
+from fmnist_utils.networks.layers import cut, layers_in_order, leaves, summary
 from fmnist_utils.networks.pretrained import torchvision_backbone
 from fmnist_utils.networks.scratch import small_cnn_backbone, wide_resnet_backbone
 from fmnist_utils.preprocess import FASHION_MNIST_STATS, IMAGENET_STATS, VGG_ORIGINAL_STATS, Augment, Preprocess
@@ -93,33 +93,33 @@ def build_model(
     Raises ``ValueError`` for unknown names, for sizes, cuts and heads that a network does not allow and for a file of
     weights that is not for this network, and :class:`WeightsUnavailable` for weights that cannot be had.
     """
-    augment = Augment(**augment) if isinstance(augment, dict) else augment
-    own, default_head, default_size, stats = _backbone_row(name)
+    scratch, default_head, default_size, stats = _backbone_row(name)
     if not (weights and is_file_name(weights)):
         check_name("weights", weights, ("imagenet", None, "path/to/file.safetensors"))
     check_name("batchnorm", batchnorm, ("train", "eval"))
     head, image_size = head or default_head, image_size or default_size
     if isinstance(head, str):
         check_name("head", head, tuple(HEADS))
-    if weights and own:
+    if weights and scratch:
         raise ValueError(f"{name} has no pretrained weights: pass weights=None to train it from scratch.")
     if weights == "imagenet" and name.startswith(("vit_", "maxvit_")) and image_size != default_size:
         raise ValueError(f"{name}'s weights are for {default_size}×{default_size} pixels: leave image_size out.")
-    found = find_weights(name, weights, sha256=weights_sha256) if weights else Pretrained(None, "none", "random")
-    if name == "vgg16" and (found.state is None or not found.official):
+    pretrained = find_weights(name, weights, sha256=weights_sha256) if weights else Pretrained(None, "none", "random")
+    if name == "vgg16" and (pretrained.state is None or not pretrained.official):
         stats = IMAGENET_STATS  # the original's 0-255 scale suits only its own weights
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        build = own or partial(torchvision_backbone, name, found, image_size)
-        backbone, channels, sides = _cut(name, build, cut_after, image_size, len(stats[0]), default_size)
+        build = scratch or partial(torchvision_backbone, name, pretrained, image_size)
+        backbone, channels, sides = cut(name, build, cut_after, (len(stats[0]), image_size), default_size)
         cut_after = list(backbone.named_children())[-1][0]
         conv, pool, hidden, normalise = HEADS[head] if isinstance(head, str) else head
         if conv:
-            _check_halving(head, name, cut_after, sides, image_size)
+            check_halving(head, sides, name, cut_after, image_size)
         top = make_head(channels, conv, pool if sides else 0, tuple(hidden), normalise, dropout)
     for module in backbone.modules():
         if isinstance(module, _BatchNorm):
             module.keeps_statistics = batchnorm == "eval"
+    augment = Augment(**augment) if isinstance(augment, dict) else augment
     config = {
         "name": name,
         "weights": shown(Path(weights)) if weights and is_file_name(weights) else weights,
@@ -132,36 +132,7 @@ def build_model(
         "batchnorm": batchnorm,
         "seed": seed,
     }
-    model = Classifier(Preprocess(image_size, stats, augment), backbone, top, config, found.identity, found.origin)
+    preprocess = Preprocess(image_size, stats, augment)
+    model = Classifier(preprocess, backbone, top, config, pretrained.identity, pretrained.origin)
     set_trainable(model, trainable if trainable is not None else "head" if weights else "all")
     return model.eval()
-
-
-def _cut(name: str, build, cut_after: str | None, image_size: int, colours: int, default_size: int):
-    """(backbone up to ``cut_after``, channels of its output, its sides: none where it is a vector)."""
-    try:
-        backbone = build()
-        blocks = [block for block, _ in backbone.named_children()]
-        if blocks == [name] and cut_after not in (None, name):
-            raise ValueError(f"{name} is no chain of blocks and cannot be cut: leave cut_after out.")
-        cut_after = cut_after or blocks[-1]
-        check_name("cut_after", cut_after, tuple(blocks))
-        backbone = backbone[: blocks.index(cut_after) + 1]
-        image = torch.empty(1, colours, image_size, image_size, device="meta")
-        channels, *sides = on_paper(backbone.eval(), image).shape[1:]
-    except (AssertionError, RuntimeError) as error:  # torchvision's own checks, and maps smaller than a filter
-        raise ValueError(
-            f"{name} cannot take images of {image_size}×{image_size} pixels ({error}): try {default_size}."
-        ) from error
-    return backbone, channels, sides
-
-
-def _check_halving(head, name: str, cut_after: str, sides: list[int], image_size: int) -> None:
-    """Raise ``ValueError`` where a head with a convolution and its pooling has no map of 2×2 or more to work on."""
-    if not sides:
-        raise ValueError(f"head={head!r} needs a feature map, but {name} gives a vector: choose 'linear' or 'gap-256'.")
-    if min(sides) < 2:
-        raise ValueError(
-            f"head={head!r} halves its feature map, but {name} cut after {cut_after} leaves {sides[0]}×{sides[1]} "
-            f"of {image_size}×{image_size} pixels: take a larger image_size, an earlier cut_after, or another head."
-        )

@@ -49,3 +49,14 @@ def make_head(
         layers += [nn.Linear(width, units), nn.ReLU(), nn.Dropout(dropout)]
         width = units
     return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+def check_halving(head, sides: list[int], name: str, cut_after: str, image_size: int) -> None:
+    """Raise ``ValueError`` where a head with a convolution and its pooling has no map of 2×2 or more to work on."""
+    if not sides:
+        raise ValueError(f"head={head!r} needs a feature map, but {name} gives a vector: choose 'linear' or 'gap-256'.")
+    if min(sides) < 2:
+        raise ValueError(
+            f"head={head!r} halves its feature map, but {name} cut after {cut_after} leaves {sides[0]}×{sides[1]} "
+            f"of {image_size}×{image_size} pixels: take a larger image_size, an earlier cut_after, or another head."
+        )

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fmnist_utils.sources.weights import Pretrained, load_pretrained
 
 
-def torchvision_backbone(name: str, found: Pretrained, image_size: int) -> nn.Sequential:
+def torchvision_backbone(name: str, pretrained: Pretrained, image_size: int) -> nn.Sequential:
     """A network of torchvision's without pooling and classifier, in blocks; as a single one where it is no chain."""
     from torchvision.models import get_model
 
@@ -23,13 +23,13 @@ def torchvision_backbone(name: str, found: Pretrained, image_size: int) -> nn.Se
         arguments = {"aux_logits": False, "transform_input": True, "init_weights": True}
     # No random values are drawn for what the state dict brings, and VGG's 124 million parameters of a classifier are
     # never allocated. RegNet computes its widths with tensors, which need values.
-    empty = (found.state is not None or name.startswith("vgg")) and not name.startswith("regnet_")
+    empty = (pretrained.state is not None or name.startswith("vgg")) and not name.startswith("regnet_")
     with torch.device("meta") if empty else nullcontext():
         net = get_model(name, weights=None, **arguments)
     layers, classifier = _outline(net)
     setattr(net, classifier, nn.Identity())
-    if found.state is not None:
-        load_pretrained(net, name, found, classifier)
+    if pretrained.state is not None:
+        load_pretrained(net, name, pretrained, classifier)
     elif empty:
         net.to_empty(device="cpu")
         for layer in net.features:
