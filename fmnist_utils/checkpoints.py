@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from fmnist_utils import ROOT
 from fmnist_utils.data import replacing
 from fmnist_utils.models import Classifier, WeightsUnavailable, build_model
-from fmnist_utils.sources.files import expanded, file_sha256
+from fmnist_utils.sources.files import file_sha256
+from fmnist_utils.sources.saved import card_and_file, read_card, saved_models
 
 __all__ = ["card_and_file", "changed_state", "load_model", "load_state", "read_card", "save_model", "saved_models"]
 
@@ -64,27 +64,6 @@ def load_model(path: str | Path) -> Classifier:
             "Restore data/weights/ from the repository."
         )
     return load_state(model, load_file(file), file).eval()
-
-
-def read_card(path: str | Path) -> dict:
-    """The card of a saved model: what rebuilds it, and what was written with it. Errors as of :func:`load_model`."""
-    file, text = card_and_file(path)
-    try:
-        card = json.loads(text.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{text} is damaged ({error}): copy it and {file.name} again.") from error
-    whole = isinstance(card, dict) and "weights" in card
-    if not (whole and isinstance(card.get("model"), dict) and isinstance(card.get("sha256"), str)):
-        raise ValueError(f"{text} is not the card of a saved model: it lacks model, weights or sha256.")
-    if "test_time_flip" in card:  # as version 0.1.0 called it
-        card["mirror"] = card.pop("test_time_flip")
-    return card
-
-
-def saved_models(folder: Path = ROOT / "data" / "models") -> dict[str, Path]:
-    """Name and path, without ending, of every model saved in ``folder``."""
-    cards = sorted(folder.glob("*.json"))
-    return {card.stem: card.with_suffix("") for card in cards if card.with_suffix(".safetensors").is_file()}
 
 
 def _rebuilt(config: dict, weights: str) -> Classifier:
@@ -156,10 +135,3 @@ _ASPECTS = {
     "image size": lambda model: model.preprocess.image_size,
     "normalisation": lambda model: torch.stack([model.preprocess.scale, model.preprocess.offset]).tolist(),
 }
-
-
-def card_and_file(path: str | Path) -> tuple[Path, Path]:
-    """The tensors' file and the card of a model saved as ``path``; ``~`` is the home folder, endings may be there."""
-    path = expanded(path)
-    name = path.name.removesuffix(".safetensors").removesuffix(".json")
-    return path.with_name(f"{name}.safetensors"), path.with_name(f"{name}.json")

@@ -4,8 +4,6 @@ Images stay `uint8` and labels `int64` until a model needs something else, so th
 Explained in `notebooks/01_exploration.ipynb` (the data) and `notebooks/02_preprocessing.ipynb` (Dataset, DataLoader).
 """
 
-import gzip
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from fmnist_utils.scale.processes import BatchShare
 from fmnist_utils.sources import csv_files, idx
-from fmnist_utils.sources.files import DataError, check_labels, expanded, replacing, shown
+from fmnist_utils.sources.files import DataError, check_labels, expanded, fingerprint, replacing, shown
 from fmnist_utils.sources.idx import read_idx
 
 __all__ = [
@@ -109,15 +107,8 @@ def write_csv(dataset: FashionMNIST, path: str | Path) -> None:
     Raises DataError for a name that is not `.csv` or `.csv.gz` or a folder that does not exist, OSError when the disk
     refuses.
     """
-    path = expanded(path)
-    if not path.name.lower().endswith((".csv", ".csv.gz")) or not path.parent.is_dir():
-        raise DataError(f"{path}: give a name that ends in .csv or .csv.gz, in a folder that exists.")
-    table = np.column_stack([dataset.labels.numpy().astype(np.uint8), dataset.images.numpy().reshape(-1, 784)])
-    content = csv_files.table_text(table)
-    if path.name.lower().endswith(".gz"):
-        content = gzip.compress(content, compresslevel=6, mtime=0)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    labels, pixels = dataset.labels.numpy().astype(np.uint8), dataset.images.numpy().reshape(-1, 784)
+    csv_files.write_table(np.column_stack([labels, pixels]), expanded(path))
 
 
 def as_images(data: Any, labels: bool = True) -> Any:
@@ -180,14 +171,6 @@ def make_loader(
 def _as_it_is(batch):
     # `__getitems__` has already put the batch together.
     return batch
-
-
-def fingerprint(*parts: torch.Tensor | str) -> str:
-    """SHA-256, in hexadecimal, of tensors' bytes and texts in turn: names data in caches and checkpoints."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode() if isinstance(part, str) else part.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def row_numbers(indices: Sequence[int] | np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:

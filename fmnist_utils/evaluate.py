@@ -12,34 +12,13 @@ from torch.utils.data import Subset
 from fmnist_utils.cache import CachedFeatures, Inputs, as_input
 from fmnist_utils.data import CLASSES, FashionMNIST, as_images, make_loader
 from fmnist_utils.models import Classifier
-from fmnist_utils.results import (
-    hardware,
-    load_predictions,
-    load_results,
-    peak_memory_mb,
-    save_benchmark,
-    save_result,
-    versions,
-)
+from fmnist_utils.results import hardware, load_predictions, load_results, peak_memory_mb, save_benchmark, save_result
 from fmnist_utils.scale.processes import exchange, own_share, shares
 
 __all__ = [
-    "accuracy_interval",
-    "fit_temperature",
-    "hardware",
-    "load_predictions",
-    "load_results",
-    "mcnemar",
-    "measure",
-    "peak_memory_mb",
-    "predict",
-    "reliability",
-    "save_benchmark",
-    "save_result",
-    "score",
-    "versions",
-    "with_temperature",
-]
+    "accuracy_interval", "fit_temperature", "mcnemar", "measure", "predict", "reliability", "score", "with_temperature",
+    "hardware", "load_predictions", "load_results", "peak_memory_mb", "save_benchmark", "save_result",
+]  # fmt: skip
 
 
 @torch.no_grad()

@@ -16,12 +16,12 @@ from torch.utils.data import Subset
 from fmnist_utils import check_name
 from fmnist_utils.cache import CachedFeatures, Inputs, as_input
 from fmnist_utils.checkpoints import changed_state
-from fmnist_utils.data import fingerprint, make_loader
+from fmnist_utils.data import make_loader
 from fmnist_utils.models import Classifier
 from fmnist_utils.scale.accelerator import on_device, warm_up
 from fmnist_utils.scale.processes import own_share, rank_and_count
 
-__all__ = ["Run", "Settings", "averaged", "data_fingerprint", "make_optimizer", "make_schedule", "trainable_part"]
+__all__ = ["Run", "Settings", "averaged", "make_optimizer", "make_schedule", "trainable_part"]
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "exponential", "constant")
@@ -135,12 +135,6 @@ def trainable_part(model: Classifier, train: Inputs, val: Inputs) -> nn.Module:
     return model.split(train.border)[1]
 
 
-def data_fingerprint(data: Inputs) -> str:
-    """What names the data in a checkpoint, 16 hexadecimal digits."""
-    # The key of features names their images, but not their labels.
-    return fingerprint(data.key if isinstance(data, CachedFeatures) else data.images, data.labels)[:16]
-
-
 class Run:
     """What a training needs, set up on its device: loaders, optimizer, schedule, moving average, loss."""
 
@@ -171,6 +165,20 @@ class Run:
     def prepare(self) -> None:
         """Hand model and optimizer to Accelerate: mixed precision, compilation, several processes."""
         self.part, self.optimizer = self.accelerator.prepare(self.plain, self.optimizer)
+
+    def state(self) -> dict:
+        """All that the next epoch starts from, as plain values and tensors."""
+        average = self.average.state_dict() if self.average else None
+        state = {"model": changed_state(self.model), "optimizer": self.optimizer.state_dict(), "average": average}
+        return state | {"scheduler": self.scheduler.state_dict()}
+
+    def restore(self, state: dict) -> None:
+        """Put everything back to where :meth:`state` was called."""
+        self.model.load_state_dict(state["model"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of what was validated."""

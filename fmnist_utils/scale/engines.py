@@ -84,7 +84,7 @@ class OpenVINOEngine:
     """Calls the frozen layers through OpenVINO, in float32, or in int8 where there are images to calibrate with."""
 
     def __init__(
-        self, model: nn.Module, prefix: nn.Sequential, made_for: tuple, calibration: Dataset | None, images: int
+        self, model: nn.Module, prefix: nn.Sequential, made_for: tuple, calibration: Dataset | None, *_
     ) -> None:
         self.preprocess = prefix[0]
         self.name = "OpenVINO, int8" if calibration is not None else "OpenVINO, float32"
