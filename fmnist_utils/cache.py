@@ -6,7 +6,7 @@ it is computed once, kept as float16, and only the layers behind it are trained.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,9 +23,10 @@ from fmnist_utils.scale.processes import from_first, is_first, rank_and_count
 from fmnist_utils.scale.storage import PrefixPass, open_file, read_report
 from fmnist_utils.sources.files import expanded
 
-__all__ = ["CachedFeatures", "Inputs", "PrefixPass", "as_input", "cache_features", "prefix_key"]
+__all__ = ["CachedFeatures", "Inputs", "PrefixPass", "as_input", "cache_features", "layers_for", "prefix_key"]
 
 
+@dataclass(eq=False, repr=False)
 class CachedFeatures(Dataset):
     """Activations at the freeze border, in place of the images: a Dataset for :func:`fmnist_utils.train.fit`.
 
@@ -34,11 +35,12 @@ class CachedFeatures(Dataset):
     takes one at random per image (torch's generator).
     """
 
-    def __init__(
-        self, features: Tensor, labels: Tensor, key: str, prefix_key: str, border: int, report: PrefixPass
-    ) -> None:
-        self.features, self.labels, self.report = features, labels, report
-        self.key, self.prefix_key, self.border = key, prefix_key, border
+    features: Tensor
+    labels: Tensor
+    key: str
+    prefix_key: str
+    border: int
+    report: PrefixPass
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,12 +68,19 @@ class CachedFeatures(Dataset):
 
     def view(self, number: int) -> "CachedFeatures":
         """One view alone; number 0 is the one without augmentation."""
-        chosen = self.features[number : number + 1]
-        return CachedFeatures(chosen, self.labels, self.key, self.prefix_key, self.border, self.report)
+        return replace(self, features=self.features[number : number + 1])
 
 
 #: What training and prediction take.
 Inputs = FashionMNIST | CachedFeatures
+
+
+def layers_for(model: Classifier, data: Inputs) -> nn.Module:
+    """What takes ``data``: the model, or for cached features, which are checked, the layers behind their border."""
+    if not isinstance(data, CachedFeatures):
+        return model
+    data.check(model)
+    return model.split(data.border)[1]
 
 
 def as_input(batch: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from fmnist_utils.models import Classifier, WeightsUnavailable, build_model
 from fmnist_utils.sources.files import file_sha256
 from fmnist_utils.sources.saved import card_and_file, read_card, saved_models
 
-__all__ = ["card_and_file", "changed_state", "load_model", "load_state", "read_card", "save_model", "saved_models"]
+__all__ = ["card_and_file", "changed_state", "load_model", "read_card", "save_model", "saved_models"]
 
 
 def save_model(model: Classifier, path: str | Path, **card) -> Path:
@@ -63,7 +63,7 @@ def load_model(path: str | Path) -> Classifier:
             f"{text.name} was trained on {card['weights']}, but the weights found here are {model.weights}. "
             "Restore data/weights/ from the repository."
         )
-    return load_state(model, load_file(file), file).eval()
+    return _loaded(model, load_file(file), file).eval()
 
 
 def _rebuilt(config: dict, weights: str) -> Classifier:
@@ -75,7 +75,7 @@ def _built(config: dict, weights: str) -> str:
     return json.dumps([config, weights], sort_keys=True)
 
 
-def load_state(model: Classifier, state: dict[str, Tensor], source: str | Path) -> Classifier:
+def _loaded(model: Classifier, state: dict[str, Tensor], source: str | Path) -> Classifier:
     """Load what :func:`save_model` stored into ``model``, built as its own was; ``ValueError`` where it doesn't fit."""
     expected = model.state_dict()
     # Pretrained layers that nothing changed are not in the file.

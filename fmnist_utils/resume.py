@@ -50,10 +50,10 @@ class Checkpoint:
 
     def _start(self, path: Path) -> str:
         """Hash of the weights that this run begins with: a phase starts where the one before has ended."""
-        now, name = _hash(self.model.state_dict()), str(path.absolute())
+        now, name = fingerprint(*self.model.state_dict().values()), str(path.absolute())
         left, starts = _LEFT.get(self.model, (None, {}))
         if left != now or name not in starts:
-            starts[name] = _hash(changed_state(self.model))
+            starts[name] = fingerprint(*changed_state(self.model).values())
         _LEFT[self.model] = (now, starts)
         return starts[name]
 
@@ -64,7 +64,8 @@ class Checkpoint:
             yield
         finally:
             if self.path:
-                _LEFT[self.model] = (_hash(self.model.state_dict()), _LEFT[self.model][1])
+                weights = self.model.state_dict().values()
+                _LEFT[self.model] = (fingerprint(*weights), _LEFT[self.model][1])
 
     def finished(self) -> list[dict] | None:
         """The rows of a finished run, whose weights are loaded into the model; None where there is none.
@@ -73,7 +74,7 @@ class Checkpoint:
         """
         if not (path := self.path) or not (card := from_first(lambda: _sound_card(path))):
             return None
-        if card.get("run") not in map(_digest, self.names):
+        if card.get("run") not in [fingerprint(name)[:16] for name in self.names]:
             other = _difference(card.get("settings", {}), self.settings)
             raise ValueError(
                 f"{path} is a finished model of another run ({other}): give this one another checkpoint name, or "
@@ -108,7 +109,7 @@ class Checkpoint:
     def finish(self, rows: list[dict]) -> None:
         """Save the model with its history; the progress is then of no more use."""
         if path := self.path:
-            card = {"settings": self.settings, "history": rows, "run": _digest(self.run)}
+            card = {"settings": self.settings, "history": rows, "run": fingerprint(self.run)[:16]}
             from_first(lambda: save_model(self.model, path, **card))
             self.progress.remove()
 
@@ -123,14 +124,6 @@ def _sound_card(path: Path) -> dict | None:
     except ValueError:
         return None
     return card if card["sha256"] == file_sha256(file) else None
-
-
-def _hash(state: dict[str, Tensor]) -> str:
-    return fingerprint(*state.values())
-
-
-def _digest(run: str) -> str:
-    return fingerprint(run)[:16]
 
 
 def _difference(there: dict, here: dict) -> str:

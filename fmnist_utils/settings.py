@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Subset
 
 from fmnist_utils import check_name
-from fmnist_utils.cache import CachedFeatures, Inputs, as_input
+from fmnist_utils.cache import CachedFeatures, Inputs, as_input, layers_for
 from fmnist_utils.checkpoints import changed_state
 from fmnist_utils.data import make_loader
 from fmnist_utils.models import Classifier
@@ -65,9 +65,8 @@ class Settings:
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: a batch needs at least 1 image.")
         if self.batch_size < processes:
-            raise ValueError(
-                f"batch_size={self.batch_size} is too small for {processes} processes: each needs an image."
-            )
+            why = f"too small for {processes} processes: each needs an image."
+            raise ValueError(f"batch_size={self.batch_size} is {why}")
         check_name("optimizer", self.optimizer, OPTIMIZERS)
         check_name("schedule", self.schedule, SCHEDULES)
         check_name("mix", self.mix, (*MIXES, None))
@@ -122,17 +121,14 @@ def averaged(model: nn.Module, average: AveragedModel | None):
 
 def trainable_part(model: Classifier, train: Inputs, val: Inputs) -> nn.Module:
     """What is to be trained: the model, or for cached features the layers behind their border."""
-    if not isinstance(train, CachedFeatures) and not isinstance(val, CachedFeatures):
-        return model
-    if not (isinstance(train, CachedFeatures) and isinstance(val, CachedFeatures)):
+    part, _ = layers_for(model, train), layers_for(model, val)
+    train_border, val_border = (data.border if isinstance(data, CachedFeatures) else None for data in (train, val))
+    if (train_border is None) != (val_border is None):
         raise ValueError("train and val must both be images or both be cached features.")
-    train.check(model)
-    val.check(model)
-    if train.border != val.border:
-        raise ValueError(
-            f"train was cached at border {train.border}, val at border {val.border}: use the same for both."
-        )
-    return model.split(train.border)[1]
+    if train_border != val_border:
+        borders = f"train was cached at border {train_border}, val at border {val_border}"
+        raise ValueError(f"{borders}: use the same for both.")
+    return part
 
 
 class Run:
@@ -185,10 +181,9 @@ class Run:
         with averaged(self.plain, self.average):
             return {key: value.clone() for key, value in changed_state(self.model).items()}
 
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        return self.loss_function(self.part(as_input(inputs)), labels)
+
     def warm_up(self) -> float:
         """Compile for every batch size to come; returns the seconds."""
-
-        def loss(inputs: Tensor, labels: Tensor) -> Tensor:
-            return self.loss_function(self.part(as_input(inputs)), labels)
-
-        return warm_up(self.plain, self.part, self.loader, self.val_loader, loss, self.accelerator)
+        return warm_up(self.plain, self.part, self.loader, self.val_loader, self.loss, self.accelerator)
