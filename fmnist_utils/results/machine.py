@@ -32,8 +32,8 @@ def hardware() -> dict[str, str | int]:
     info = Path("/proc/cpuinfo")
     if info.is_file() and (match := re.search(r"model name\s*:\s*(.+)", info.read_text())):
         cpu = match[1]
-    found = {"device": device, "cpu": cpu, "cores": torch.get_num_threads()}
-    return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+    machine = {"device": device, "cpu": cpu, "cores": torch.get_num_threads()}
+    return machine | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
 
 
 def versions(*others: str) -> dict[str, str]:
