@@ -1,7 +1,6 @@
 """The loop of most notebooks, written with care, and ours beside it; ``usual_loop.py`` compares them."""
 
 import functools
-import sys
 from multiprocessing import set_start_method
 from pathlib import Path
 
@@ -105,7 +104,7 @@ def usual(settings: dict, folder: Path) -> dict:
     test_seconds = clock() - tested
     many = Subset(train, pipeline_indices(len(train), size))
     rates = pipeline_rates(loader(many), lambda images: images.to(device))
-    measured |= {"workers_peak_memory_mb": workers_peak_memory_mb()}
+    measured |= {"workers_peak_memory_mb": peak_memory_mb(of_children=True)}
     return measured | outcome(pd.DataFrame(rows), total, test_seconds, accuracy, rates)
 
 
@@ -161,13 +160,3 @@ def outcome(history: pd.DataFrame, total: float, test_seconds: float, accuracy: 
     row |= {"test_accuracy": accuracy, "best_epoch": best, "val_losses": history.val_loss.tolist()}
     row |= {"pipeline_images_per_second": rates[0], "pipeline_steady_images_per_second": rates[1]}
     return row | {"peak_memory_mb": peak_memory_mb()}
-
-
-def workers_peak_memory_mb() -> float | None:
-    """Largest memory of a finished child process in MB; None on Windows, which does not keep it."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
