@@ -1,4 +1,4 @@
-"""The two files of a saved model, and what its card says."""
+"""The two files of a saved model, written by `fmnist_utils.checkpoints`: their names, and what the card says."""
 
 import json
 from pathlib import Path
