@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fmnist_utils import check_name
 from fmnist_utils.networks.freezing import Layers, PartlyFrozen, changes_in_training
-from fmnist_utils.networks.heads import HEADS, check_halving, make_head
+from fmnist_utils.networks.heads import HEADS, head_for, make_head
 from fmnist_utils.networks.layers import cut, layers_in_order, leaves, on_paper, summary
 from fmnist_utils.networks.pretrained import torchvision_backbone
 from fmnist_utils.networks.scratch import small_cnn_backbone, wide_resnet_backbone
@@ -163,10 +163,7 @@ def build_model(
         build = scratch or partial(torchvision_backbone, name, pretrained, image_size)
         backbone, channels, sides = cut(name, build, cut_after, (len(stats[0]), image_size), default_size)
         cut_after = list(backbone.named_children())[-1][0]
-        conv, pool, hidden, normalise = HEADS[head] if isinstance(head, str) else head
-        if conv:
-            check_halving(head, sides, name, cut_after, image_size)
-        top = make_head(channels, conv, pool if sides else 0, tuple(hidden), normalise, dropout)
+        top = head_for(head, channels, sides, dropout, name, cut_after, image_size)
     for module in backbone.modules():
         if isinstance(module, _BatchNorm):
             module.keeps_statistics = batchnorm == "eval"
