@@ -12,12 +12,12 @@ from multiprocessing import get_context
 
 import numpy as np
 import torch
-from torch.utils.benchmark import Timer
 
 from fmnist_utils import ROOT
 from fmnist_utils.data import FashionMNIST, load, train_val_split
 from fmnist_utils.models import WeightsUnavailable, find_weights
 from fmnist_utils.results import save_benchmark
+from fmnist_utils.results.machine import per_second as per_second  # as all benchmarks do
 
 
 def options(question: str, **switches: str) -> argparse.Namespace:
@@ -50,12 +50,6 @@ def each(work: Callable, inputs: Iterable) -> tuple[list, list[float]]:
     """(what ``work`` returns for each input, seconds of each call)."""
     calls = [timed(work, one) for one in inputs]
     return [output for output, _ in calls], [seconds for _, seconds in calls]
-
-
-def per_second(work: Callable[[], object], seconds: float) -> float:
-    """Calls of ``work`` per second: the median over at least ``seconds``, after calls that do not count."""
-    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-    return 1 / timer.blocked_autorange(min_run_time=seconds).median
 
 
 def in_fresh_process(work: Callable, *arguments, preload: Iterable[str] = ()):

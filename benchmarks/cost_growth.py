@@ -1,5 +1,6 @@
 """How do seconds and memory grow with the number of images, image size, epochs and depth of the frozen part?"""
 
+import functools
 import sys
 import tempfile
 import threading
@@ -44,20 +45,19 @@ def measure(images: int, image_size: int, epochs: int, cut_after: str) -> dict:
     return row | {"engine": train.report.engine, "weights": model.weights}
 
 
+@functools.cache  # the base point belongs to every sweep
+def measured(*point) -> dict:
+    """:func:`measure` in a process of its own."""
+    return in_fresh_process(measure, *point, preload=("fmnist_utils.train", "fmnist_utils.plots", "accelerate"))
+
+
 def sweep() -> pd.DataFrame:
     """All points, measured one after another, with the predicted seconds of the pass."""
-    rows, measured = [], {}
-    for name, values in SWEEPS.items():
-        for value in values:
-            point = BASE | {name: value}
-            key = tuple(point.values())
-            if key not in measured:  # the base point belongs to every sweep
-                preload = ("fmnist_utils.train", "fmnist_utils.plots", "accelerate")
-                measured[key] = in_fresh_process(measure, *key, preload=preload)
-            rows.append({"sweep": name, **point, **measured[key]})
-    points, base = pd.DataFrame(rows), measured[tuple(BASE.values())]
-    points["predicted_pass_seconds"] = points.gflop * base["pass_seconds"] / base["gflop"]
-    return points
+    points = [{"sweep": name} | BASE | {name: value} for name, values in SWEEPS.items() for value in values]
+    table = pd.DataFrame([point | measured(*(point[name] for name in BASE)) for point in points])
+    base = measured(*BASE.values())
+    table["predicted_pass_seconds"] = table.gflop * base["pass_seconds"] / base["gflop"]
+    return table
 
 
 def growth(points: pd.DataFrame) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """The loop of most notebooks, written with care, and ours beside it; ``usual_loop.py`` compares them."""
 
 import functools
-import sys
 from multiprocessing import set_start_method
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from fmnist_utils.evaluate import predict, score
 from fmnist_utils.models import Classifier, build_model
 from fmnist_utils.results import peak_memory_mb
 from fmnist_utils.scale.engines import default_device
-from fmnist_utils.train import fit
+from fmnist_utils.train import fit, validate
 
 BATCH, LR, WORKERS = 32, 1e-3, 2
 EPOCHS = pick(smoke=2, cpu=10, full=10)
@@ -49,19 +48,6 @@ class CsvImages(Dataset):
         return self.transform(image), int(self.labels[index])
 
 
-@torch.no_grad()
-def usual_test(backbone: nn.Module, head: nn.Module, loader: DataLoader, device: str) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy over the samples of ``loader``."""
-    head.eval()
-    loss, correct = 0.0, 0
-    for images, labels in loader:
-        images, labels = images.to(device), labels.to(device)
-        logits = head(backbone(images))
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        correct += (logits.argmax(1) == labels).sum().item()
-    return loss / len(loader.dataset), correct / len(loader.dataset)
-
-
 def usual(settings: dict, folder: Path) -> dict:
     """Train and test as most notebooks do; returns what it took and reached."""
     device, model, measured = prepare(settings)
@@ -69,6 +55,7 @@ def usual(settings: dict, folder: Path) -> dict:
     hidden, output = nn.Linear(model.head[2].in_features, 256), nn.Linear(256, 10)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), hidden, nn.ReLU(), nn.Dropout(0.5), output).to(device)
     head.load_state_dict(model.head.state_dict())
+    network = nn.Sequential(backbone, head)
     size, std = settings["image_size"], 1 / (255 * model.preprocess.scale.flatten())
     mean = -model.preprocess.offset.flatten() * std
     resize, normalize = transforms.Resize((size, size)), transforms.Normalize(mean.tolist(), std.tolist())
@@ -94,18 +81,18 @@ def usual(settings: dict, folder: Path) -> dict:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        val_loss, val_accuracy = usual_test(backbone, head, val_loader, device)
+        val_loss, val_accuracy = validate(network, val_loader)
         if val_accuracy >= best_accuracy:
             best, best_accuracy = {k: v.clone() for k, v in head.state_dict().items()}, val_accuracy
         rows.append({"val_loss": val_loss, "val_accuracy": val_accuracy, "seconds": clock() - epoch_began})
     total = clock() - began
     head.load_state_dict(best)
     tested = clock()
-    _, accuracy = usual_test(backbone, head, loader(CsvImages(folder / "test.csv", transform)), device)
+    _, accuracy = validate(network, loader(CsvImages(folder / "test.csv", transform)))
     test_seconds = clock() - tested
     many = Subset(train, pipeline_indices(len(train), size))
     rates = pipeline_rates(loader(many), lambda images: images.to(device))
-    measured |= {"workers_peak_memory_mb": workers_peak_memory_mb()}
+    measured |= {"workers_peak_memory_mb": peak_memory_mb(of_children=True)}
     return measured | outcome(pd.DataFrame(rows), total, test_seconds, accuracy, rates)
 
 
@@ -161,13 +148,3 @@ def outcome(history: pd.DataFrame, total: float, test_seconds: float, accuracy: 
     row |= {"test_accuracy": accuracy, "best_epoch": best, "val_losses": history.val_loss.tolist()}
     row |= {"pipeline_images_per_second": rates[0], "pipeline_steady_images_per_second": rates[1]}
     return row | {"peak_memory_mb": peak_memory_mb()}
-
-
-def workers_peak_memory_mb() -> float | None:
-    """Largest memory of a finished child process in MB; None on Windows, which does not keep it."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -50,7 +50,7 @@ def train_once(goal: dict, epochs: int, seed: int, images: dict) -> dict:
 
 def reached(goal: dict, images: dict) -> tuple[dict, list[dict], list[dict]]:
     """(row of the goal, rows of its runs, rows of its pilots)."""
-    pilots, rows = [], []
+    pilots = []
     *attempts, epochs = goal["epochs"]
     for fewer in attempts:
         pilots.append(train_once(goal, fewer, PILOT_SEED, images))

@@ -2,11 +2,11 @@
 
 The notebooks explain every function once and import it afterwards; each docstring names its notebook.
 The core is at this level and data flow through it one way: ``data -> preprocess -> models -> cache -> train ->
-evaluate``, with ``classifier`` (what ``models`` builds), ``settings`` (of a training), ``checkpoints`` (saved models)
-and ``resume`` (interrupted trainings). Rooms below it, which it calls: ``sources`` (files, downloads, weights),
-``networks`` (backbones and heads), ``results`` (what was measured), ``scale`` (several processes, engines). Rooms above
-it: ``recipes`` (whole runs by name), ``plots`` (figures and tables) and ``course`` (checks of exercises) for the
-notebooks, ``tune`` (searches), ``explain`` (Grad-CAM, outliers), ``export`` (ONNX, LiteRT) and ``app``, the web page.
+evaluate``, with ``settings`` (of a training), ``checkpoints`` (saved models) and ``resume`` (interrupted trainings).
+Rooms below it, which it calls: ``sources`` (files, downloads, weights), ``networks`` (backbones and heads), ``results``
+(what was measured), ``scale`` (several processes, engines, features on disk). Rooms above it: ``recipes`` (whole runs
+by name), ``plots`` (figures and tables) and ``course`` (checks of exercises) for the notebooks, ``tune`` (searches),
+``explain`` (Grad-CAM, outliers), ``export`` (ONNX, LiteRT) and ``app``, the web page.
 """
 
 import difflib

@@ -5,11 +5,7 @@ it is computed once, kept as float16, and only the layers behind it are trained.
 ``notebooks/03_vgg16_transfer_learning.ipynb``.
 """
 
-import hashlib
-import json
-import math
-import time
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,35 +13,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from fmnist_utils import check_name
-from fmnist_utils.data import FashionMNIST, as_images, fingerprint, replacing, row_numbers
+from fmnist_utils.data import FashionMNIST, as_images, fingerprint, row_numbers
 from fmnist_utils.models import Classifier
 from fmnist_utils.scale.engines import OpenVINOEngine, TorchEngine, default_device, half_precision
-from fmnist_utils.scale.processes import exchange, from_first, is_first, rank_and_count, shares, wait
-from fmnist_utils.scale.storage import allocate, checksum, new_file, open_file
-from fmnist_utils.sources.files import expanded, shown
+from fmnist_utils.scale.passes import run_prefix
+from fmnist_utils.scale.processes import from_first, is_first, rank_and_count
+from fmnist_utils.scale.storage import PrefixPass, open_file, read_report
+from fmnist_utils.sources.files import expanded
 
-__all__ = ["CachedFeatures", "Inputs", "PrefixPass", "as_input", "cache_features", "prefix_key"]
-
-
-@dataclass(frozen=True)
-class PrefixPass:
-    """What one pass through the frozen layers did: ``images`` (all views), ``seconds``, ``engine`` and ``bytes``."""
-
-    images: int
-    seconds: float
-    engine: str
-    bytes: int
-    reused: bool = False
-
-    def __str__(self) -> str:
-        where = "read from disk; computed earlier" if self.reused else "computed"
-        rate = f"{self.images / max(self.seconds, 1e-9):,.0f} images/s, {self.engine}"
-        return f"{self.images:,} images {where} in {self.seconds:.1f} s ({rate}), {self.bytes / 1e6:,.0f} MB kept"
+__all__ = ["CachedFeatures", "Inputs", "PrefixPass", "as_input", "cache_features", "layers_for", "prefix_key"]
 
 
+@dataclass(eq=False, repr=False)
 class CachedFeatures(Dataset):
     """Activations at the freeze border, in place of the images: a Dataset for :func:`fmnist_utils.train.fit`.
 
@@ -54,11 +35,12 @@ class CachedFeatures(Dataset):
     takes one at random per image (torch's generator).
     """
 
-    def __init__(
-        self, features: Tensor, labels: Tensor, key: str, prefix_key: str, border: int, report: PrefixPass
-    ) -> None:
-        self.features, self.labels, self.report = features, labels, report
-        self.key, self.prefix_key, self.border = key, prefix_key, border
+    features: Tensor
+    labels: Tensor
+    key: str
+    prefix_key: str
+    border: int
+    report: PrefixPass
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,12 +68,19 @@ class CachedFeatures(Dataset):
 
     def view(self, number: int) -> "CachedFeatures":
         """One view alone; number 0 is the one without augmentation."""
-        chosen = self.features[number : number + 1]
-        return CachedFeatures(chosen, self.labels, self.key, self.prefix_key, self.border, self.report)
+        return replace(self, features=self.features[number : number + 1])
 
 
 #: What training and prediction take.
 Inputs = FashionMNIST | CachedFeatures
+
+
+def layers_for(model: Classifier, data: Inputs) -> nn.Module:
+    """What takes ``data``: the model, or for cached features, which are checked, the layers behind their border."""
+    if not isinstance(data, CachedFeatures):
+        return model
+    data.check(model)
+    return model.split(data.border)[1]
 
 
 def as_input(batch: Tensor) -> Tensor:
@@ -101,10 +90,8 @@ def as_input(batch: Tensor) -> Tensor:
 
 def prefix_key(prefix: nn.Sequential) -> str:
     """Hash of a frozen prefix (the first part of ``model.split()``): layers, weights, statistics and image size."""
-    digest = hashlib.sha256(repr((prefix[0].image_size, prefix[1:])).encode())
-    for tensor in [*prefix.parameters(), *prefix.buffers()]:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    tensors = (*prefix.parameters(), *prefix.buffers())
+    return fingerprint(repr((prefix[0].image_size, prefix[1:])), *tensors)[:16]
 
 
 def cache_features(
@@ -134,8 +121,7 @@ def cache_features(
     them. benchmarks/prefix_engine.py measures speed and accuracy.
 
     Started in several processes, each computes a part; in memory all of them then hold the whole, and a ``folder``
-    must be on a disk that all share. Features from a folder are for reading only:
-    writing into them ends Python.
+    must be on a disk that all share. Features from a folder are for reading only: writing into them ends Python.
 
     Raises ``ValueError`` where nothing is frozen, ``FloatingPointError`` where activations do not fit float16,
     ``OSError`` where the disk is too small and ``ImportError`` where OpenVINO is wanted but not installed.
@@ -153,92 +139,23 @@ def cache_features(
         raise ValueError("This model has no frozen layers to cache: pass the images themselves to fit().")
     if views > 1 and model.preprocess.augment is None:
         raise ValueError(f"views={views} needs changes to draw from: build the model with augment=Augment(…).")
-    own_key = prefix_key(prefix)
-    augment = model.preprocess.augment
-    settings = (own_key, views, (asdict(augment), seed) if views > 1 and augment else None)
+    frozen, augment = prefix_key(prefix), model.preprocess.augment
+    parts = (frozen, views, (asdict(augment), seed) if views > 1 and augment else None)
     if half := half_precision(device.type):  # such features differ a little from those of a CPU
-        settings += (str(half),)
+        parts += (str(half),)
     calibrated = fingerprint(calibration.images) if calibration is not None else None
     if engine == "openvino":
-        settings += (engine, calibrated)
-    key = fingerprint(repr(settings), dataset.images)[:16]
+        parts += (engine, calibrated)
+    key = fingerprint(repr(parts), dataset.images)[:16]
     store = expanded(folder) / f"{key}.npy" if folder else None
-    if store and (found := from_first(lambda: _read_report(store))):
-        report, features = replace(PrefixPass(**found), reused=True), open_file(store)
+    if store and (report := from_first(lambda: read_report(store))):
+        features = open_file(store)
     else:
-        # Small batches keep activations in the CPU's reused memory; a GPU needs large ones to be busy.
-        fitting = max(8, min(32, 32 * 64**2 // model.preprocess.image_size**2)) if device.type == "cpu" else 256
-        batch_size = min(batch_size or fitting, len(dataset))
-        if store:
-            store.parent.mkdir(parents=True, exist_ok=True)
-        make_engine = partial(TorchEngine, model, prefix, own_key, device, batch_size)
+        make_engine: Callable = partial(TorchEngine, model, prefix, frozen, device)
         if engine == "openvino":
-            make_engine = partial(OpenVINOEngine, model, prefix, (own_key, calibrated), calibration)
-        features, report = _run(model, prefix, make_engine, dataset, views, store, batch_size, device, seed, verbose)
+            make_engine = partial(OpenVINOEngine, model, prefix, (frozen, calibrated), calibration)
+        settings = {"views": views, "batch_size": batch_size, "seed": seed}
+        features, report = run_prefix(model, prefix, make_engine, dataset.images, store, **settings, verbose=verbose)
     if verbose and is_first():
         print(report)
-    return CachedFeatures(features, dataset.labels, key, own_key, len(prefix), report)
-
-
-def _run(model, prefix, make_engine, dataset, views, store, batch_size, device, seed, verbose):
-    count, (rank, _) = len(dataset), rank_and_count()
-    # Whole batches are shared out, so that random views depend on the seed and the batch alone.
-    edges = [min(number * batch_size, count) for number in shares(-(-count // batch_size))]
-    own = range(edges[rank], edges[rank + 1], batch_size)
-    began = time.perf_counter()
-    training = model.training
-    model.eval()
-    try:
-        with (
-            torch.no_grad(),
-            torch.random.fork_rng(devices=[]),
-            tqdm(total=views * count, unit=" images", disable=not verbose or rank > 0, leave=False) as bar,
-            replacing(store) if store and rank == 0 else nullcontext() as part,
-        ):
-            engine = make_engine(views * (edges[rank + 1] - edges[rank]))
-            shape = (views, count, *prefix(dataset.images[:1].to(device)).shape[1:])
-            features = allocate(from_first(lambda: part and new_file(part, shape)), shape)
-            for view in range(views):
-                model.preprocess.train(view > 0)
-                for start in own:
-                    torch.manual_seed((seed + view) * 1_000_003 + start)
-                    # The last batch reaches back, so that a compiled pass sees one shape only.
-                    stop = min(start + batch_size, count)
-                    output = engine(dataset.images[stop - batch_size : stop])[start - stop :].half()
-                    if not torch.isfinite(output).all():
-                        raise FloatingPointError("An activation of the frozen layers exceeds float16's 65504.")
-                    features[view, start:stop] = output.cpu()
-                    bar.update(stop - start)
-                if not store:
-                    exchange(features[view], edges)
-            if store:
-                del features  # closes the file, without which it could not be renamed everywhere
-                wait()
-    finally:
-        model.train(training)
-    report = PrefixPass(views * count, time.perf_counter() - began, engine.name, 2 * math.prod(shape))
-    if store:
-        from_first(lambda: _write_report(store, report))
-        features = open_file(store)
-    return features, report
-
-
-def _read_report(store: Path) -> dict | None:
-    """What the pass that made ``store`` reported; None where there is none, or the files are damaged."""
-    text = store.with_suffix(".json")
-    if not (store.is_file() and text.is_file()):
-        return None
-    try:
-        report = json.loads(text.read_text(encoding="utf-8"))
-        if report.pop("crc32") == checksum(store):
-            return asdict(PrefixPass(**report))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    print(f"{shown(store)} is damaged, or of an earlier version: its features are computed anew.", flush=True)
-    return None
-
-
-def _write_report(store: Path, report: PrefixPass) -> None:
-    with replacing(store.with_suffix(".json")) as part:
-        kept = {k: v for k, v in asdict(report).items() if k != "reused"} | {"crc32": checksum(store)}
-        part.write_text(json.dumps(kept), encoding="utf-8")
+    return CachedFeatures(features, dataset.labels, key, frozen, len(prefix), report)

@@ -12,12 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from fmnist_utils import ROOT
 from fmnist_utils.data import replacing
 from fmnist_utils.models import Classifier, WeightsUnavailable, build_model
-from fmnist_utils.sources.files import expanded, file_sha256
+from fmnist_utils.sources.files import file_sha256
+from fmnist_utils.sources.saved import card_and_file, read_card, saved_models
 
-__all__ = ["card_and_file", "changed_state", "load_model", "load_state", "read_card", "save_model", "saved_models"]
+__all__ = ["card_and_file", "changed_state", "load_model", "read_card", "save_model", "saved_models"]
 
 
 def save_model(model: Classifier, path: str | Path, **card) -> Path:
@@ -63,28 +63,7 @@ def load_model(path: str | Path) -> Classifier:
             f"{text.name} was trained on {card['weights']}, but the weights found here are {model.weights}. "
             "Restore data/weights/ from the repository."
         )
-    return load_state(model, load_file(file), file).eval()
-
-
-def read_card(path: str | Path) -> dict:
-    """The card of a saved model: what rebuilds it, and what was written with it. Errors as of :func:`load_model`."""
-    file, text = card_and_file(path)
-    try:
-        card = json.loads(text.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{text} is damaged ({error}): copy it and {file.name} again.") from error
-    whole = isinstance(card, dict) and "weights" in card
-    if not (whole and isinstance(card.get("model"), dict) and isinstance(card.get("sha256"), str)):
-        raise ValueError(f"{text} is not the card of a saved model: it lacks model, weights or sha256.")
-    if "test_time_flip" in card:  # as version 0.1.0 called it
-        card["mirror"] = card.pop("test_time_flip")
-    return card
-
-
-def saved_models(folder: Path = ROOT / "data" / "models") -> dict[str, Path]:
-    """Name and path, without ending, of every model saved in ``folder``."""
-    cards = sorted(folder.glob("*.json"))
-    return {card.stem: card.with_suffix("") for card in cards if card.with_suffix(".safetensors").is_file()}
+    return _loaded(model, load_file(file), file).eval()
 
 
 def _rebuilt(config: dict, weights: str) -> Classifier:
@@ -96,7 +75,7 @@ def _built(config: dict, weights: str) -> str:
     return json.dumps([config, weights], sort_keys=True)
 
 
-def load_state(model: Classifier, state: dict[str, Tensor], source: str | Path) -> Classifier:
+def _loaded(model: Classifier, state: dict[str, Tensor], source: str | Path) -> Classifier:
     """Load what :func:`save_model` stored into ``model``, built as its own was; ``ValueError`` where it doesn't fit."""
     expected = model.state_dict()
     # Pretrained layers that nothing changed are not in the file.
@@ -156,10 +135,3 @@ _ASPECTS = {
     "image size": lambda model: model.preprocess.image_size,
     "normalisation": lambda model: torch.stack([model.preprocess.scale, model.preprocess.offset]).tolist(),
 }
-
-
-def card_and_file(path: str | Path) -> tuple[Path, Path]:
-    """The tensors' file and the card of a model saved as ``path``; ``~`` is the home folder, endings may be there."""
-    path = expanded(path)
-    name = path.name.removesuffix(".safetensors").removesuffix(".json")
-    return path.with_name(f"{name}.safetensors"), path.with_name(f"{name}.json")

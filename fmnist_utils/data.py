@@ -4,25 +4,27 @@ Images stay `uint8` and labels `int64` until a model needs something else, so th
 Explained in `notebooks/01_exploration.ipynb` (the data) and `notebooks/02_preprocessing.ipynb` (Dataset, DataLoader).
 """
 
-import gzip
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, Subset, TensorDataset
 
 from fmnist_utils.scale.processes import BatchShare
 from fmnist_utils.sources import csv_files, idx
-from fmnist_utils.sources.files import DataError, check_labels, expanded, replacing, shown
+from fmnist_utils.sources.files import DataError, check_labels, expanded, fingerprint, replacing, shown
 from fmnist_utils.sources.idx import read_idx
 
 __all__ = [
     "CLASSES", "DataError", "FashionMNIST", "as_images", "fingerprint", "load", "make_loader", "read_csv", "read_idx",
     "replacing", "row_numbers", "train_val_split", "write_csv",
 ]  # fmt: skip
+
+#: Which images: their indices, or a Boolean mask.
+Indices = Sequence[int] | np.ndarray | Tensor
 
 CLASSES: tuple[str, ...] = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -36,7 +38,7 @@ class FashionMNIST(Dataset):
     that says where they come from. Raises DataError for any other shape or dtype, for N = 0 and for labels outside 0-9.
     """
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, source: str = "tensors in memory"):
+    def __init__(self, images: Tensor, labels: Tensor, source: str = "tensors in memory"):
         if images.dtype != torch.uint8 or images.shape[1:] != (28, 28) or len(images) == 0:
             expected = "uint8 [N, 28, 28] with N >= 1"
             raise DataError(f"{source}: images must be {expected}, not {images.dtype} {list(images.shape)}.")
@@ -49,16 +51,16 @@ class FashionMNIST(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """One image, uint8 [28, 28], and its label. Raises IndexError past the end."""
         return self.images[index], int(self.labels[index])
 
-    def __getitems__(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitems__(self, indices: Indices) -> tuple[Tensor, Tensor]:
         """A batch at once: uint8 [B, 28, 28] and int64 [B]. PyTorch's DataLoader calls this when a Dataset has it."""
         chosen = row_numbers(indices, self.images.device)
         return self.images[chosen], self.labels[chosen]
 
-    def select(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> "FashionMNIST":
+    def select(self, indices: Indices) -> "FashionMNIST":
         """A new data set of the images at `indices` (or where a Boolean mask is true), in that order."""
         images, labels = self.__getitems__(indices)
         return FashionMNIST(images, labels, f"{self.source}, {len(labels):,} of {len(self):,} images")
@@ -109,15 +111,8 @@ def write_csv(dataset: FashionMNIST, path: str | Path) -> None:
     Raises DataError for a name that is not `.csv` or `.csv.gz` or a folder that does not exist, OSError when the disk
     refuses.
     """
-    path = expanded(path)
-    if not path.name.lower().endswith((".csv", ".csv.gz")) or not path.parent.is_dir():
-        raise DataError(f"{path}: give a name that ends in .csv or .csv.gz, in a folder that exists.")
-    table = np.column_stack([dataset.labels.numpy().astype(np.uint8), dataset.images.numpy().reshape(-1, 784)])
-    content = csv_files.table_text(table)
-    if path.name.lower().endswith(".gz"):
-        content = gzip.compress(content, compresslevel=6, mtime=0)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    labels, pixels = dataset.labels.numpy().astype(np.uint8), dataset.images.numpy().reshape(-1, 784)
+    csv_files.write_table(np.column_stack([labels, pixels]), expanded(path))
 
 
 def as_images(data: Any, labels: bool = True) -> Any:
@@ -135,7 +130,7 @@ def as_images(data: Any, labels: bool = True) -> Any:
         return as_images(data.dataset).select(data.indices)
     if isinstance(data, TensorDataset) and len(data.tensors) == 2:
         return FashionMNIST(*data.tensors)
-    if isinstance(data, torch.Tensor) and not labels:
+    if isinstance(data, Tensor) and not labels:
         return FashionMNIST(data, torch.zeros(len(data), dtype=torch.int64))
     kind = type(data).__name__ + (f" of {type(data.dataset).__name__}" if isinstance(data, Subset) else "")
     raise DataError(
@@ -182,21 +177,13 @@ def _as_it_is(batch):
     return batch
 
 
-def fingerprint(*parts: torch.Tensor | str) -> str:
-    """SHA-256, in hexadecimal, of tensors' bytes and texts in turn: names data in caches and checkpoints."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode() if isinstance(part, str) else part.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def row_numbers(indices: Sequence[int] | np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+def row_numbers(indices: Indices, device: torch.device) -> Tensor:
     """`indices` as a tensor on `device`; a GPU is not made to wait for it."""
     rows = torch.as_tensor(indices)
     return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows
 
 
-def _stratified_order(labels: torch.Tensor, seed: int) -> torch.Tensor:
+def _stratified_order(labels: Tensor, seed: int) -> Tensor:
     """All indices, int64 [N], so that every beginning of them has the classes in (nearly) the same proportions."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     place = torch.empty(len(labels), dtype=torch.float64)

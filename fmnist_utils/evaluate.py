@@ -9,37 +9,16 @@ import pandas as pd
 import torch
 from torch.utils.data import Subset
 
-from fmnist_utils.cache import CachedFeatures, Inputs, as_input
+from fmnist_utils.cache import CachedFeatures, Inputs, as_input, layers_for
 from fmnist_utils.data import CLASSES, FashionMNIST, as_images, make_loader
 from fmnist_utils.models import Classifier
-from fmnist_utils.results import (
-    hardware,
-    load_predictions,
-    load_results,
-    peak_memory_mb,
-    save_benchmark,
-    save_result,
-    versions,
-)
+from fmnist_utils.results import hardware, load_predictions, load_results, peak_memory_mb, save_benchmark, save_result
 from fmnist_utils.scale.processes import exchange, own_share, shares
 
 __all__ = [
-    "accuracy_interval",
-    "fit_temperature",
-    "hardware",
-    "load_predictions",
-    "load_results",
-    "mcnemar",
-    "measure",
-    "peak_memory_mb",
-    "predict",
-    "reliability",
-    "save_benchmark",
-    "save_result",
-    "score",
-    "versions",
-    "with_temperature",
-]
+    "accuracy_interval", "fit_temperature", "mcnemar", "measure", "predict", "reliability", "score", "with_temperature",
+    "hardware", "load_predictions", "load_results", "peak_memory_mb", "save_benchmark", "save_result",
+]  # fmt: skip
 
 
 @torch.no_grad()
@@ -52,21 +31,18 @@ def predict(model: Classifier, data: Inputs | torch.Tensor, batch_size: int = 25
     get the whole.
     """
     data = as_images(data, labels=False)
-    model.eval()
-    device = next(model.head.parameters()).device
-    cached = isinstance(data, CachedFeatures)
-    if cached:
-        data.check(model)
+    device = next(model.eval().head.parameters()).device
+    part = layers_for(model, data).eval().to(device).to(memory_format=torch.channels_last)
+    if isinstance(data, CachedFeatures):
         if mirror:
             raise ValueError("Cached features cannot be mirrored: pass the images, or features with a mirrored view.")
         views = [data.view(i) for i in range(len(data.features))]
     else:
         views = [data, FashionMNIST(data.images.flip(-1), data.labels, data.source)] if mirror else [data]
-    part = (model.split(data.border)[1] if cached else model).eval().to(device).to(memory_format=torch.channels_last)
-    means, own = torch.zeros(len(data), len(CLASSES)), own_share(len(data))
+    means, share = torch.zeros(len(data), len(CLASSES)), own_share(len(data))
     for view in views:
-        start = own.start
-        for inputs, _ in make_loader(Subset(view, own), batch_size):
+        start = share.start
+        for inputs, _ in make_loader(Subset(view, share), batch_size):
             probabilities = part(as_input(inputs.to(device))).float().softmax(1).cpu()
             means[start : start + len(inputs)] += probabilities / len(views)
             start += len(inputs)
@@ -97,7 +73,7 @@ def measure(
     """
     predictions = {split: predict(model, data, mirror=mirror) for split, data in inputs.items()}
     scores = {split: score(predictions[split], labels[split]) for split in predictions}
-    metrics = {f"{split}_accuracy": found["accuracy"] for split, found in scores.items()}
+    metrics = {f"{split}_accuracy": scores[split]["accuracy"] for split in scores}
     return metrics | ({"macro_f1": scores["test"]["macro_f1"]} if "test" in scores else {}), predictions
 
 
@@ -134,13 +110,10 @@ def reliability(probabilities: np.ndarray, labels: torch.Tensor, bins: int = 15)
     notebooks/05_evaluation_and_visualization.ipynb.
     """
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == np.asarray(labels)
-    edges = np.linspace(0, 1, bins + 1)
-    table = pd.DataFrame({"bin": np.digitize(confidence, edges[1:-1], right=True), "confidence": confidence})
-    table = (
-        table.assign(accuracy=correct)
-        .groupby("bin")
-        .agg(confidence=("confidence", "mean"), accuracy=("accuracy", "mean"), count=("accuracy", "size"))
-    )
+    bin_of_image = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    images = pd.DataFrame({"bin": bin_of_image, "confidence": confidence, "accuracy": correct})
+    columns = {"confidence": ("confidence", "mean"), "accuracy": ("accuracy", "mean"), "count": ("accuracy", "size")}
+    table = images.groupby("bin").agg(**columns)
     error = (table["count"] * (table.confidence - table.accuracy).abs()).sum() / table["count"].sum()
     return table, float(error)
 

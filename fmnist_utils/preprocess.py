@@ -110,14 +110,9 @@ class Preprocess(nn.Module):
         zoom = 1 / (1 + uniform(augment.zoom))
         mirror = 1 - 2 * (torch.rand(count, device=device) < augment.flip).float()
         # Rows map output to input coordinates in [-1, 1], hence the inverse zoom; the mirror acts on the output's x.
-        matrix = torch.stack(
-            [
-                torch.stack([angle.cos() * zoom * mirror, -angle.sin() * zoom, uniform(2 * augment.shift)], 1),
-                torch.stack([angle.sin() * zoom * mirror, angle.cos() * zoom, uniform(2 * augment.shift)], 1),
-            ],
-            1,
-        )
-        grid = F.affine_grid(matrix, [count, 1, size, size], align_corners=False)
+        x = torch.stack([angle.cos() * zoom * mirror, -angle.sin() * zoom, uniform(2 * augment.shift)], 1)
+        y = torch.stack([angle.sin() * zoom * mirror, angle.cos() * zoom, uniform(2 * augment.shift)], 1)
+        grid = F.affine_grid(torch.stack([x, y], 1), [count, 1, size, size], align_corners=False)
         # Staying within the outermost pixel centres reproduces F.interpolate for the identity (and, unlike border
         # padding, works on Apple GPUs); what lies outside the image becomes black.
         inside, edge = (grid.abs() <= 1).all(-1)[:, None], 1 - 1 / grey.shape[-1]

@@ -14,14 +14,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Subset
 
 from fmnist_utils import check_name
-from fmnist_utils.cache import CachedFeatures, Inputs, as_input
+from fmnist_utils.cache import CachedFeatures, Inputs, as_input, layers_for
 from fmnist_utils.checkpoints import changed_state
-from fmnist_utils.data import fingerprint, make_loader
+from fmnist_utils.data import make_loader
 from fmnist_utils.models import Classifier
 from fmnist_utils.scale.accelerator import on_device, warm_up
 from fmnist_utils.scale.processes import own_share, rank_and_count
 
-__all__ = ["Run", "Settings", "averaged", "data_fingerprint", "make_optimizer", "make_schedule", "trainable_part"]
+__all__ = ["Run", "Settings", "averaged", "make_optimizer", "make_schedule", "trainable_part"]
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "exponential", "constant")
@@ -65,9 +65,8 @@ class Settings:
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: a batch needs at least 1 image.")
         if self.batch_size < processes:
-            raise ValueError(
-                f"batch_size={self.batch_size} is too small for {processes} processes: each needs an image."
-            )
+            why = f"too small for {processes} processes: each needs an image."
+            raise ValueError(f"batch_size={self.batch_size} is {why}")
         check_name("optimizer", self.optimizer, OPTIMIZERS)
         check_name("schedule", self.schedule, SCHEDULES)
         check_name("mix", self.mix, (*MIXES, None))
@@ -122,23 +121,14 @@ def averaged(model: nn.Module, average: AveragedModel | None):
 
 def trainable_part(model: Classifier, train: Inputs, val: Inputs) -> nn.Module:
     """What is to be trained: the model, or for cached features the layers behind their border."""
-    if not isinstance(train, CachedFeatures) and not isinstance(val, CachedFeatures):
-        return model
-    if not (isinstance(train, CachedFeatures) and isinstance(val, CachedFeatures)):
+    part, _ = layers_for(model, train), layers_for(model, val)
+    train_border, val_border = (data.border if isinstance(data, CachedFeatures) else None for data in (train, val))
+    if (train_border is None) != (val_border is None):
         raise ValueError("train and val must both be images or both be cached features.")
-    train.check(model)
-    val.check(model)
-    if train.border != val.border:
-        raise ValueError(
-            f"train was cached at border {train.border}, val at border {val.border}: use the same for both."
-        )
-    return model.split(train.border)[1]
-
-
-def data_fingerprint(data: Inputs) -> str:
-    """What names the data in a checkpoint, 16 hexadecimal digits."""
-    # The key of features names their images, but not their labels.
-    return fingerprint(data.key if isinstance(data, CachedFeatures) else data.images, data.labels)[:16]
+    if train_border != val_border:
+        borders = f"train was cached at border {train_border}, val at border {val_border}"
+        raise ValueError(f"{borders}: use the same for both.")
+    return part
 
 
 class Run:
@@ -172,15 +162,28 @@ class Run:
         """Hand model and optimizer to Accelerate: mixed precision, compilation, several processes."""
         self.part, self.optimizer = self.accelerator.prepare(self.plain, self.optimizer)
 
+    def state(self) -> dict:
+        """All that the next epoch starts from, as plain values and tensors."""
+        average = self.average.state_dict() if self.average else None
+        state = {"model": changed_state(self.model), "optimizer": self.optimizer.state_dict(), "average": average}
+        return state | {"scheduler": self.scheduler.state_dict()}
+
+    def restore(self, state: dict) -> None:
+        """Put everything back to where :meth:`state` was called."""
+        self.model.load_state_dict(state["model"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+
     def weights(self) -> dict[str, Tensor]:
         """A copy of what was validated."""
         with averaged(self.plain, self.average):
             return {key: value.clone() for key, value in changed_state(self.model).items()}
 
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        return self.loss_function(self.part(as_input(inputs)), labels)
+
     def warm_up(self) -> float:
         """Compile for every batch size to come; returns the seconds."""
-
-        def loss(inputs: Tensor, labels: Tensor) -> Tensor:
-            return self.loss_function(self.part(as_input(inputs)), labels)
-
-        return warm_up(self.plain, self.part, self.loader, self.val_loader, loss, self.accelerator)
+        return warm_up(self.plain, self.part, self.loader, self.val_loader, self.loss, self.accelerator)

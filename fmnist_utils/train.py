@@ -25,7 +25,7 @@ from fmnist_utils.models import Classifier, set_trainable
 from fmnist_utils.resume import Checkpoint
 from fmnist_utils.scale.accelerator import accelerator, can_compile
 from fmnist_utils.scale.processes import JointBatchNorm, batch_weights, rank_and_count, total
-from fmnist_utils.settings import Run, Settings, averaged, data_fingerprint, trainable_part
+from fmnist_utils.settings import Run, Settings, averaged, trainable_part
 
 __all__ = ["fit", "fit_phases", "train_one_epoch", "validate"]
 
@@ -44,23 +44,21 @@ def fit(
     """Train what is not frozen in ``model``; leaves it in eval mode with the weights of the best validation accuracy.
 
     ``train`` and ``val`` are both images (:class:`~fmnist_utils.data.FashionMNIST`) or both
-    :class:`~fmnist_utils.cache.CachedFeatures` of this model; with features only the layers behind the freeze border
-    run. ``settings`` are those of :class:`Settings`: ``epochs``, ``batch_size``, ``lr`` and so on. To a GPU the data
-    move once, if they take less than half of its free memory. ``compile`` passes the model through ``torch.compile``,
-    which pays in long trainings only; the history's column ``compile_seconds`` says what it took. Where no compiler
-    works, a warning says so, and the training is the same without it.
+    :class:`~fmnist_utils.cache.CachedFeatures` of this model, whose layers behind the freeze border run alone.
+    ``settings`` are those of :class:`Settings`: ``epochs``, ``batch_size``, ``lr`` and so on. To a GPU the data move
+    once, if they take less than half of its free memory. ``compile`` passes the model through ``torch.compile``, which
+    pays in long trainings only (``compile_seconds`` in the history says what it took); where no compiler works, a
+    warning says so, and the training is the same without it.
 
     Started by ``torchrun`` or ``accelerate launch`` in several processes, each computes its part of every batch (of
-    ``batch_size`` images in all), gradients, BatchNorm's statistics and metrics are those of the whole, and the first
-    process writes the files. The result is that of one process up to rounding, and up to dropout and augmentation,
-    which are drawn per process.
+    ``batch_size`` images in all); gradients, BatchNorm's statistics and metrics are those of the whole. The result is
+    that of one process up to rounding, and up to dropout and augmentation, which are drawn per process.
 
     ``checkpoint`` names a file without ending: an interrupted call, repeated, goes on after the last finished epoch and
     ends, on a CPU, with the same weights; a finished one leaves :func:`~fmnist_utils.checkpoints.save_model`'s two
-    files, which the same call, repeated, loads instead of training again: in a new process, and in the same one with
-    the model that it has trained.
-    ``on_epoch`` is called after each epoch with its row; what it raises ends the training and reaches the caller, such
-    as Optuna's ``TrialPruned``.
+    files, which the same call, repeated, loads: in a new process, and in the same one with the model that it has
+    trained. ``on_epoch`` is called after each epoch with its row; what it raises ends the training and reaches the
+    caller, such as Optuna's ``TrialPruned``.
 
     Returns one row per epoch: ``lr`` (of the head, at its end), ``train_loss``, ``train_accuracy`` (means over the
     samples while training, so with dropout, augmentation and mixing), ``val_loss``, ``val_accuracy`` (eval mode) and
@@ -76,14 +74,14 @@ def fit(
     if s.mix and isinstance(train, CachedFeatures):
         raise ValueError(f"mix={s.mix!r} mixes images, which cached features are not: pass the images to fit().")
     part = trainable_part(model, train, val).to(memory_format=torch.channels_last)
-    saved = Checkpoint(checkpoint, asdict(s), model, [data_fingerprint(train), data_fingerprint(val)])
+    saved = Checkpoint(checkpoint, asdict(s), model, (train, val))
     if rows := saved.finished():
         return pd.DataFrame(rows).set_index("epoch")
 
     rank, processes = rank_and_count()
     with saved.left_as_it_is(), accelerator(part, s.mixed_precision, compile) as accelerate:
         run = Run(model, part, train, val, s, accelerate)
-        rows, best = saved.resume(run.optimizer, run.scheduler, run.average)
+        rows, best = saved.resume(run)
         run.prepare()
         bar = tqdm(total=s.epochs, initial=len(rows), unit="epoch", disable=not progress or rank > 0, leave=False)
         with bar, JointBatchNorm() if processes > 1 else nullcontext():
@@ -96,7 +94,7 @@ def fit(
                     best = run.weights()
                 rows.append(row if compile_seconds is None else row | {"compile_seconds": compile_seconds})
                 compile_seconds = compile_seconds and 0.0
-                saved.keep(run.optimizer, run.scheduler, run.average, rows, best)
+                saved.keep(run, rows, best)
                 bar.set_postfix_str(f"validation accuracy {row['val_accuracy']:.1%}")
                 bar.update()
                 if on_epoch:
@@ -151,20 +149,12 @@ def _epoch(run: Run, number: int) -> dict:
     torch.manual_seed(s.seed * 100_003 + number + 10_000_019 * rank_and_count()[0])
     run.order.manual_seed(s.seed * 100_003 + number)
     began = time.perf_counter()
-    train_loss, train_accuracy = train_one_epoch(
-        run.part,
-        run.loader,
-        run.optimizer,
-        run.scheduler,
-        run.loss_function,
-        run.accelerator,
-        mix=s.mix,
-        after_step=partial(run.average.update_parameters, run.plain) if run.average else None,
-    )
+    after_step = partial(run.average.update_parameters, run.plain) if run.average else None
+    step = run.optimizer, run.scheduler, run.loss_function, run.accelerator
+    train_loss, train_accuracy = train_one_epoch(run.part, run.loader, *step, mix=s.mix, after_step=after_step)
     if not math.isfinite(train_loss):
-        raise FloatingPointError(
-            f"The loss is {train_loss} in epoch {number + 1}: lower lr (now {s.lr}) and start again."
-        )
+        where = f"in epoch {number + 1}: lower lr (now {s.lr}) and start again."
+        raise FloatingPointError(f"The loss is {train_loss} {where}")
     with averaged(run.plain, run.average):
         val_loss, val_accuracy = validate(run.part, run.val_loader)
     return {
@@ -232,7 +222,6 @@ def _means(loss_sum, correct, count) -> tuple[float, float]:
 
 
 def _is_over(rows: list[dict], patience: int | None) -> bool:
-    if patience is None or not rows:
-        return False
+    """Whether the best of the epochs so far is ``patience`` epochs ago."""
     accuracies = [row["val_accuracy"] for row in rows]
-    return len(rows) - 1 - accuracies.index(max(accuracies)) >= patience
+    return bool(rows) and patience is not None and len(rows) - 1 - accuracies.index(max(accuracies)) >= patience

@@ -14,12 +14,12 @@ import torchvision.transforms.functional as TF
 from safetensors.torch import load_file
 from torchvision.models import vgg16
 
-from fmnist_utils import ROOT, cache
+from fmnist_utils import ROOT
 from fmnist_utils.cache import CachedFeatures, PrefixPass, cache_features
 from fmnist_utils.data import FashionMNIST
 from fmnist_utils.models import build_model, set_trainable
 from fmnist_utils.preprocess import VGG_ORIGINAL_STATS, Augment
-from fmnist_utils.scale import engines, storage
+from fmnist_utils.scale import engines, passes, storage
 from fmnist_utils.scale.engines import find_compiler
 
 POOL = 2  # the side to which small_vgg's head, and so the frozen part in front of it, pools
@@ -360,7 +360,7 @@ def test_short_passes_and_machines_without_compiler_stay_eager(small_vgg, tiny, 
 
 
 def test_progress_bar_leaves_no_widget_in_saved_notebooks():
-    assert cache.tqdm.__module__ == "tqdm.std"
+    assert passes.tqdm.__module__ == "tqdm.std"
 
 
 def test_frozen_layers_of_a_model_from_scratch_can_be_cached(tiny):

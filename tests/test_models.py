@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 from torchvision.models import resnet50, vgg16
 
-from fmnist_utils import ROOT, classifier, data, models
+from fmnist_utils import ROOT, data, models
 from fmnist_utils.checkpoints import load_model, save_model
 from fmnist_utils.data import load
 from fmnist_utils.evaluate import predict
@@ -601,8 +601,8 @@ def test_resnet50_takes_over_a_state_dict_and_draws_no_values_of_its_own(monkeyp
 
 
 def test_the_backbone_is_traced_once_and_a_copy_freezes_its_own_layers(monkeypatch, resnet_on_paper):
-    calls, trace = [], classifier.layers_in_order
-    monkeypatch.setattr(classifier, "layers_in_order", lambda backbone: calls.append(1) or trace(backbone))
+    calls, trace = [], models.layers_in_order
+    monkeypatch.setattr(models, "layers_in_order", lambda backbone: calls.append(1) or trace(backbone))
     duplicate = copy.deepcopy(resnet_on_paper)
     for trainable in ("head", 10, "all"):
         set_trainable(duplicate, trainable)

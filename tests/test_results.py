@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -328,6 +329,12 @@ def test_peak_memory_is_at_least_what_the_process_has_now():
     block = np.ones(60_000_000, dtype=np.uint8)
     assert peak_memory_mb() >= 0.9 * (now + 60)
     del block
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps no record of children")
+def test_peak_memory_of_children_is_that_of_the_largest_that_ended():
+    subprocess.run([sys.executable, "-c", "held = bytearray(b'1') * 1_000_000_000"], check=True)
+    assert 1_000 < peak_memory_mb(of_children=True) < 100_000
 
 
 # --------------------------------------------------------------------------------------------- README and results/

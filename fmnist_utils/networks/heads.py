@@ -49,3 +49,20 @@ def make_head(
         layers += [nn.Linear(width, units), nn.ReLU(), nn.Dropout(dropout)]
         width = units
     return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+def head_for(head, channels: int, sides: list[int], dropout: float, name: str, cut_after: str, image_size: int):
+    """The ``head`` (a key of ``HEADS`` or such a row) for what a backbone gives: ``channels``, and ``sides`` of a map.
+
+    Raises ``ValueError`` where a head with a convolution and its pooling has no map of 2×2 or more to work on; name,
+    cut and image size of the backbone are for that message.
+    """
+    conv, pool, hidden, normalise = HEADS[head] if isinstance(head, str) else head
+    if conv and not sides:
+        raise ValueError(f"head={head!r} needs a feature map, but {name} gives a vector: choose 'linear' or 'gap-256'.")
+    if conv and min(sides) < 2:
+        raise ValueError(
+            f"head={head!r} halves its feature map, but {name} cut after {cut_after} leaves {sides[0]}×{sides[1]} "
+            f"of {image_size}×{image_size} pixels: take a larger image_size, an earlier cut_after, or another head."
+        )
+    return make_head(channels, conv, pool if sides else 0, tuple(hidden), normalise, dropout)

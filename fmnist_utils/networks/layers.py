@@ -1,11 +1,15 @@
-"""What layers a network has, in which order they run, and what shapes they give."""
+"""What layers a network has, in which order they run, what shapes they give and what they cost."""
 
 import operator
+from collections.abc import Callable
 from itertools import chain
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from fmnist_utils import check_name
 
 
 def leaves(module: nn.Module) -> list[nn.Module]:
@@ -20,6 +24,27 @@ def on_paper(module: nn.Module, x: Tensor) -> Tensor:
     tensors = chain(module.named_parameters(), module.named_buffers())
     with torch.no_grad():
         return functional_call(module, {name: t.to("meta") for name, t in tensors}, x)
+
+
+def cut(name: str, build: Callable[[], nn.Sequential], cut_after: str | None, shape: tuple[int, int], usual: int):
+    """(backbone up to the block ``cut_after``, channels of its output, its sides: none where it is a vector).
+
+    ``shape``: channels and side of the images it will see; ``usual``: the side that the network was made for. Raises
+    ``ValueError`` for a block that the network of this ``name`` does not have, and for images that it cannot take.
+    """
+    channels, side = shape
+    try:
+        backbone = build()
+        blocks = [block for block, _ in backbone.named_children()]
+        if blocks == [name] and cut_after not in (None, name):
+            raise ValueError(f"{name} is no chain of blocks and cannot be cut: leave cut_after out.")
+        cut_after = cut_after or blocks[-1]
+        check_name("cut_after", cut_after, tuple(blocks))
+        backbone = backbone[: blocks.index(cut_after) + 1]
+        channels, *sides = on_paper(backbone.eval(), torch.empty(1, channels, side, side, device="meta")).shape[1:]
+    except (AssertionError, RuntimeError) as error:  # torchvision's own checks, and maps smaller than a filter
+        raise ValueError(f"{name} cannot take images of {side}×{side} pixels ({error}): try {usual}.") from error
+    return backbone, channels, sides
 
 
 def layers_in_order(backbone: nn.Module) -> list[tuple[str, nn.Module | nn.Parameter | None]]:
@@ -51,3 +76,33 @@ def layers_in_order(backbone: nn.Module) -> list[tuple[str, nn.Module | nn.Param
         elif node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add):
             layers.append((node.name, None))
     return layers
+
+
+def summary(model: nn.Module) -> pd.DataFrame:
+    """One row per block of a classifier: output shape, parameters, trainable parameters, MFLOPs, for one image.
+
+    A multiplication and an addition count as two FLOPs; convolutions and matrix products are counted (by torch's own
+    counter, which does not see into torch's fused attention: that is off meanwhile), the rest is negligible.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    rows, x = {}, torch.zeros(1, 28, 28, dtype=torch.uint8, device=model.preprocess.scale.device)
+    stages = {"preprocess": model.preprocess, **dict(model.backbone.named_children()), "head": model.head}
+    mode, fused = model.training, torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    for name, stage in stages.items():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            x = stage(x)
+        parameters = list(stage.parameters())
+        rows[name] = {
+            "output": "×".join(map(str, x.shape[1:])),
+            "parameters": sum(p.numel() for p in parameters),
+            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+            "MFLOPs": counter.get_total_flops() / 1e6,
+        }
+    torch.backends.mha.set_fastpath_enabled(fused)
+    model.train(mode)
+    table = pd.DataFrame(rows).T.astype({"parameters": int, "trainable": int, "MFLOPs": float})
+    table.loc["total"] = ["", table.parameters.sum(), table.trainable.sum(), table.MFLOPs.sum()]
+    return table

@@ -9,8 +9,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fmnist_utils.sources.weights import Pretrained, load_pretrained
 
+#: Parts of a network up to its pooling, by its class, where each passes a feature map [B, C, H, W] on to the next
+#: (``.*``: its children do). Others (DenseNet, Inception, GoogLeNet, ViT, Swin) are no such chains.
+CHAINS = {
+    **dict.fromkeys(("AlexNet", "ConvNeXt", "EfficientNet", "MobileNetV2", "MobileNetV3"), ("features.*",)),
+    **dict.fromkeys(("SqueezeNet", "VGG"), ("features.*",)),
+    "MaxVit": ("stem", "blocks.*"),
+    "MNASNet": ("layers.*",),
+    "RegNet": ("stem", "trunk_output.*"),
+    "ResNet": ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"),
+    "ShuffleNetV2": ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"),
+}
 
-def torchvision_backbone(name: str, found: Pretrained, image_size: int) -> nn.Sequential:
+
+def torchvision_backbone(name: str, pretrained: Pretrained, image_size: int) -> nn.Sequential:
     """A network of torchvision's without pooling and classifier, in blocks; as a single one where it is no chain."""
     from torchvision.models import get_model
 
@@ -23,13 +35,13 @@ def torchvision_backbone(name: str, found: Pretrained, image_size: int) -> nn.Se
         arguments = {"aux_logits": False, "transform_input": True, "init_weights": True}
     # No random values are drawn for what the state dict brings, and VGG's 124 million parameters of a classifier are
     # never allocated. RegNet computes its widths with tensors, which need values.
-    empty = (found.state is not None or name.startswith("vgg")) and not name.startswith("regnet_")
+    empty = (pretrained.state is not None or name.startswith("vgg")) and not name.startswith("regnet_")
     with torch.device("meta") if empty else nullcontext():
         net = get_model(name, weights=None, **arguments)
-    layers, classifier = _outline(net)
+    classifier = list(dict(net.named_children()))[-1]
     setattr(net, classifier, nn.Identity())
-    if found.state is not None:
-        load_pretrained(net, name, found, classifier)
+    if pretrained.state is not None:
+        load_pretrained(net, name, pretrained, classifier)
     elif empty:
         net.to_empty(device="cpu")
         for layer in net.features:
@@ -38,35 +50,18 @@ def torchvision_backbone(name: str, found: Pretrained, image_size: int) -> nn.Se
             elif isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
-    return nn.Sequential(OrderedDict({name: net}) if layers is None else _blocks(layers))
+    layers = _layers(net)
+    return nn.Sequential(_blocks(layers) if layers else OrderedDict({name: net}))
 
 
-def _outline(net: nn.Module) -> tuple[OrderedDict[str, nn.Module] | None, str]:
-    """(layers up to the pooling, name of the classifier) of a network of torchvision's.
-
-    None in place of the layers where the network is no chain of them: where it does more than to pass a feature map
-    [B, C, H, W] from one to the next, pool the last one and classify.
-    """
-    from torch.fx import Tracer
-    from torchvision.ops import Permute
-
-    tracer = Tracer()
-    tracer.is_leaf_module = lambda module, name: name not in ("features", "layers", "trunk_output")
-    nodes = list(tracer.trace(net).nodes)[1:-1]  # without input and output
-    classifier = [node.target for node in nodes if node.op == "call_module"][-1]
-    layers, ended = OrderedDict(), False
-    for node in nodes:
-        if node.target == classifier:
-            return layers, classifier
-        ended = ended or getattr(node.target, "__name__", node.target) in ("avgpool", "adaptive_avg_pool2d", "mean")
-        if ended:
-            continue
-        # Networks with a Permute (Swin) have maps [B, H, W, C].
-        if node.op != "call_module" or node.args != (node.prev,):
-            return None, classifier
-        layers[node.target] = net.get_submodule(node.target)
-        if isinstance(layers[node.target], Permute):
-            return None, classifier
+def _layers(net: nn.Module) -> OrderedDict[str, nn.Module]:
+    """Layers up to the pooling, by their names in ``net``; none where its class is not in ``CHAINS``."""
+    layers = OrderedDict()
+    for part in CHAINS.get(type(net).__name__, ()):
+        name = part.removesuffix(".*")
+        inside = {f"{name}.{key}": layer for key, layer in net.get_submodule(name).named_children()}
+        layers |= inside if part != name else {name: net.get_submodule(name)}
+    return layers
 
 
 def _blocks(layers: OrderedDict[str, nn.Module]) -> OrderedDict[str, nn.Module]:

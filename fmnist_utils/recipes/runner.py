@@ -17,6 +17,7 @@ from fmnist_utils.evaluate import measure, predict
 from fmnist_utils.models import Classifier, build_model, set_trainable
 from fmnist_utils.recipes.table import IMAGES, RECIPES, leave_out, of_profile
 from fmnist_utils.results import check_writable, default_folder, save_result
+from fmnist_utils.results.machine import per_second
 from fmnist_utils.scale.processes import from_first, is_first, rank_and_count
 from fmnist_utils.sources.files import expanded
 from fmnist_utils.train import fit_phases
@@ -136,7 +137,8 @@ def _write(title: str, runs: list[_Trained], splits: dict, facts: dict) -> Path:
     summary = metrics.mean().to_dict()
     if len(runs) > 1:
         summary |= metrics.std().add_suffix("_sd").to_dict()
-    rate = _images_per_second(first.model, splits["test"])
+    few = splits["test"].subset(min(250, len(splits["test"])))
+    rate = len(few) * per_second(lambda: predict(first.model, few), seconds=0.1)
     write = functools.partial(
         save_result,
         title,
@@ -175,14 +177,6 @@ def _inputs(model, recipe, splits, earlier_inputs, cache, verbose) -> tuple[dict
     }
     reports = [features.report for features in inputs.values()]
     return inputs, sum(r.seconds for r in reports), sum(r.seconds for r in reports if r.reused)
-
-
-def _images_per_second(model: Classifier, test: FashionMNIST) -> float:
-    few = test.subset(min(250, len(test)))
-    predict(model, few)
-    began = time.perf_counter()
-    predict(model, few)
-    return len(few) / (time.perf_counter() - began)
 
 
 def _card(title: str, command: str, trained: _Trained, mirrored: bool, splits: dict) -> dict:

@@ -160,10 +160,10 @@ def leave_out(recipe: dict, ingredient: str) -> dict:
     """``recipe`` less one of ``INGREDIENTS``; raises ``ValueError`` where it has none of that."""
     check_name("ingredient", ingredient, INGREDIENTS)
     augment = recipe["model"].get("augment") or Augment()
-    found = {"mirror": recipe.get("mirror"), **asdict(augment)}
+    ingredients = {"mirror": recipe.get("mirror"), **asdict(augment)}
     for phase in recipe["phases"]:
-        found |= phase
-    if not found.get(ingredient):
+        ingredients |= phase
+    if not ingredients.get(ingredient):
         raise ValueError(f"This recipe has no {ingredient!r} to leave out.")
     if ingredient == "mirror":
         return recipe | {"mirror": False}

@@ -1,1 +1,1 @@
-"""Faster and larger: several processes, and engines that run frozen layers. Below the core, which calls it."""
+"""Faster and larger: several processes, engines for frozen layers, features and progress on disk. Below the core."""

@@ -46,14 +46,14 @@ class TorchEngine:
     """Calls the frozen layers: eagerly at first, compiled once the pass is known to be long enough."""
 
     def __init__(
-        self, model: nn.Module, prefix: nn.Sequential, own_key: str, device: torch.device, batch_size: int, images: int
+        self, model: nn.Module, prefix: nn.Sequential, frozen: str, device: torch.device, batch_size: int, images: int
     ) -> None:
         self.preprocess, self.device = prefix[0], device
         self.layers: Callable = prefix[1:].to(memory_format=torch.channels_last)
         self.images, self.name, self.model, self.calls = images, "eager", model, 0
         self.half = half_precision(device.type)
         # Compiled code holds the weights it was made with, and is made anew for another batch size.
-        self.compiled_for = (own_key, batch_size)
+        self.compiled_for = (frozen, batch_size)
         compiled = _COMPILED.get(model)
         if compiled and compiled[0] == self.compiled_for and device.type == "cpu":
             self.layers, self.name, self.calls = compiled[1], "compiled", 2
@@ -84,7 +84,7 @@ class OpenVINOEngine:
     """Calls the frozen layers through OpenVINO, in float32, or in int8 where there are images to calibrate with."""
 
     def __init__(
-        self, model: nn.Module, prefix: nn.Sequential, made_for: tuple, calibration: Dataset | None, images: int
+        self, model: nn.Module, prefix: nn.Sequential, made_for: tuple, calibration: Dataset | None, *_
     ) -> None:
         self.preprocess = prefix[0]
         self.name = "OpenVINO, int8" if calibration is not None else "OpenVINO, float32"

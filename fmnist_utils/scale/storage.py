@@ -1,15 +1,35 @@
-"""Arrays of float16 in memory or in a memory-mapped file that several processes fill together."""
+"""Features of frozen layers, float16: in memory, or in a memory-mapped file that several processes fill together."""
 
+import json
 import math
 import os
 import shutil
 import warnings
 import zlib
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fmnist_utils.sources.files import replacing, shown
+
+
+@dataclass(frozen=True)
+class PrefixPass:
+    """What one pass through the frozen layers did: ``images`` (all views), ``seconds``, ``engine`` and ``bytes``."""
+
+    images: int
+    seconds: float
+    engine: str
+    bytes: int
+    reused: bool = False
+
+    def __str__(self) -> str:
+        where = "read from disk; computed earlier" if self.reused else "computed"
+        rate = f"{self.images / max(self.seconds, 1e-9):,.0f} images/s, {self.engine}"
+        return f"{self.images:,} images {where} in {self.seconds:.1f} s ({rate}), {self.bytes / 1e6:,.0f} MB kept"
 
 
 def open_file(store: Path) -> Tensor:
@@ -48,3 +68,25 @@ def allocate(part: Path | None, shape: tuple[int, ...]) -> Tensor:
     if not part.is_file():  # another machine's process has made it
         raise OSError(f"{part.parent} must be a folder that all machines share, but not all of them see its files.")
     return torch.from_numpy(np.lib.format.open_memmap(part, "r+"))
+
+
+def read_report(store: Path) -> PrefixPass | None:
+    """What the pass that filled ``store`` reported; None where there is none, or the files are damaged."""
+    text = store.with_suffix(".json")
+    if not (store.is_file() and text.is_file()):
+        return None
+    try:
+        report = json.loads(text.read_text(encoding="utf-8"))
+        if report.pop("crc32") == checksum(store):
+            return replace(PrefixPass(**report), reused=True)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    print(f"{shown(store)} is damaged, or of an earlier version: its features are computed anew.", flush=True)
+    return None
+
+
+def write_report(store: Path, report: PrefixPass) -> None:
+    """Keep the report beside the features, with a checksum of them."""
+    with replacing(store.with_suffix(".json")) as part:
+        kept = {k: v for k, v in asdict(report).items() if k != "reused"} | {"crc32": checksum(store)}
+        part.write_text(json.dumps(kept), encoding="utf-8")

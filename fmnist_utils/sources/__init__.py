@@ -1,4 +1,4 @@
-"""The files the data comes from: reads IDX and CSV files, and finds or downloads the published ones.
+"""The files that data, weights and saved models come from: read, found on this computer or downloaded.
 
-Everything here returns numpy arrays and lies below `fmnist_utils.data`, which makes Datasets of them.
+Readers of data return numpy arrays and lie below `fmnist_utils.data`, which makes Datasets of them.
 """

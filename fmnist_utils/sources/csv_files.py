@@ -3,6 +3,7 @@
 import codecs
 import csv
 import functools
+import gzip
 import io
 import re
 from itertools import zip_longest
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fmnist_utils.sources.files import DataError, read_bytes
+from fmnist_utils.sources.files import DataError, read_bytes, replacing
 
 _HEADER = ["label", *(f"pixel{i}" for i in range(1, 785))]
 
@@ -25,12 +26,18 @@ def read_table(path: str | Path) -> np.ndarray:
     return read_carefully(raw, path) if table is None else table
 
 
-def table_text(table: np.ndarray) -> bytes:
-    """What `read_table` reads as `table`, uint8 [N, 785]: the header and a line for every row."""
+def write_table(table: np.ndarray, path: Path) -> None:
+    """Write what `read_table` reads as `table`, uint8 [N, 785]. DataError unless the name and the folder will do."""
+    if not path.name.lower().endswith((".csv", ".csv.gz")) or not path.parent.is_dir():
+        raise DataError(f"{path}: give a name that ends in .csv or .csv.gz, in a folder that exists.")
     # Joining 256 ready-made texts is several times faster than formatting 47 million numbers.
     texts = [str(value) for value in range(256)]
     lines = (",".join([texts[value] for value in row.tobytes()]) for row in table)
-    return "\n".join([",".join(_HEADER), *lines, ""]).encode()
+    content = "\n".join([",".join(_HEADER), *lines, ""]).encode()
+    if path.name.lower().endswith(".gz"):
+        content = gzip.compress(content, compresslevel=6, mtime=0)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_fast(raw: bytes) -> np.ndarray | None:

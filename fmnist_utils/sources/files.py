@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from torch import Tensor
 
 from fmnist_utils import ROOT
 
@@ -75,6 +76,14 @@ def file_sha256(path: Path) -> str:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fingerprint(*parts: Tensor | str) -> str:
+    """SHA-256, in hexadecimal, of tensors' bytes and of texts in turn: the name of data and weights in caches."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

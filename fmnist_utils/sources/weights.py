@@ -76,11 +76,11 @@ def find_weights(name: str, weights: str | Path = "imagenet", *, download: bool 
     Raises :class:`WeightsUnavailable`, which says where it looked, and ``ValueError`` for a file of your own that is
     damaged, holds more than tensors, or was made for another network.
     """
-    own = is_file_name(weights)
+    is_file = is_file_name(weights)
     url = _URLS.get(name) or default_weights(name).url
     download = download and _digits(url).startswith(sha256[: len(_digits(url))])
     problems: list[str] = []
-    for path, expected in _named(Path(weights)) if own else _published(name, url, download, problems):
+    for path, expected in _named(Path(weights)) if is_file else _published(name, url, download, problems):
         if not path.is_file():
             problems.append(f"{path} does not exist")
             continue
@@ -91,7 +91,7 @@ def find_weights(name: str, weights: str | Path = "imagenet", *, download: bool 
             problems.append(f"{path} holds other weights (SHA-256 {digest[:12]}…) than are needed ({sha256}…)")
         else:
             return _read(path, name, digest, url)
-    if own:
+    if is_file:
         raise WeightsUnavailable(
             f"The weights {weights} of {name} were not found:\n- " + "\n- ".join(problems) + "\nGive the path of the "
             "file, or put it into data/weights/ or a folder that the environment variable FMNIST_WEIGHTS names."
@@ -201,50 +201,47 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_pretrained(net: nn.Module, name: str, found: Pretrained, classifier: str) -> None:
-    """Put ``found`` into ``net``, a network of torchvision's called ``name``, in place of what it holds.
+def load_pretrained(net: nn.Module, name: str, pretrained: Pretrained, classifier: str) -> None:
+    """Put ``pretrained`` into ``net``, a network of torchvision's called ``name``, in place of what it holds.
 
     Its ``classifier`` is an identity by now, and the file's tensors of that name are left out. The
     stride of a ResNet's halving blocks goes where the weights had it (``stride_in``): He et al. (2016,
     arXiv:1512.03385), Caffe and Keras have it in the first 1×1 convolution, torchvision in the 3×3. Raises
     ``ValueError`` for tensors that are missing, surplus or of another shape.
     """
-    _place_strides(net, name, found)
+    _place_strides(net, name, pretrained)
     dropped = (f"{classifier}.", "AuxLogits.", "aux1.", "aux2.")  # the last three: in torchvision's own files
-    wanted, state = net.state_dict(), OrderedDict(found.state)
+    wanted, state = net.state_dict(), OrderedDict(pretrained.state)
     if name.startswith("densenet"):  # published with names that torch no longer allows: norm.1 for norm1
         state = OrderedDict((re.sub(r"(denselayer\d+\.\w+)\.(\d)", r"\1\2", key), v) for key, v in state.items())
     # Some networks ask for the version of the format, which safetensors do not keep; older files lack batch counts.
-    state._metadata = getattr(found.state, "_metadata", wanted._metadata)
+    state._metadata = getattr(pretrained.state, "_metadata", wanted._metadata)
     for key in filter(lambda key: key.endswith("num_batches_tracked"), wanted):
         state.setdefault(key, torch.tensor(0))
+    doubt = f"({pretrained.source}): was the file made for this network?"
     for verb, keys in (("lack", wanted.keys() - state.keys()), ("have", state.keys() - wanted.keys())):
         keys = [key for key in (*wanted, *state) if key in keys and not key.startswith(dropped)]
         if keys:
             listed = ", ".join(dict.fromkeys(keys[:3])) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             surplus = ", which it has not" if verb == "have" else ""
-            raise ValueError(
-                f"The weights of {name} {verb} {listed}{surplus} ({found.source}): was the file made for this network?"
-            )
+            raise ValueError(f"The weights of {name} {verb} {listed}{surplus} {doubt}")
     for key, tensor in wanted.items():
         if state[key].shape != tensor.shape:
             shapes = " instead of ".join("×".join(map(str, t.shape)) or "one number" for t in (state[key], tensor))
-            raise ValueError(
-                f"The weights of {name} have {key} of {shapes} ({found.source}): was the file made for this network?"
-            )
+            raise ValueError(f"The weights of {name} have {key} of {shapes} {doubt}")
     net.load_state_dict(state, strict=False, assign=True)
 
 
-def _place_strides(net: nn.Module, name: str, found: Pretrained) -> None:
+def _place_strides(net: nn.Module, name: str, pretrained: Pretrained) -> None:
     from torchvision.models.resnet import Bottleneck
 
-    if found.stride_in is None:
+    if pretrained.stride_in is None:
         return
     firsts = [group[0] for key in ("layer2", "layer3", "layer4") if (group := getattr(net, key, None))]
-    if found.stride_in not in _STRIDES or not firsts or not all(isinstance(block, Bottleneck) for block in firsts):
+    if pretrained.stride_in not in _STRIDES or not firsts or not all(isinstance(block, Bottleneck) for block in firsts):
         raise ValueError(
-            f"{found.source} says stride_in={found.stride_in!r}, which {name} cannot have: it is for ResNets of three "
-            f"convolutions a block, and {' or '.join(map(repr, _STRIDES))}."
+            f"{pretrained.source} says stride_in={pretrained.stride_in!r}, which {name} cannot have: it is for ResNets "
+            f"of three convolutions a block, and {' or '.join(map(repr, _STRIDES))}."
         )
     for block in firsts:
-        block.conv1.stride, block.conv2.stride = _STRIDES[found.stride_in]
+        block.conv1.stride, block.conv2.stride = _STRIDES[pretrained.stride_in]

@@ -1,0 +1,36 @@
+"""Networks of which a part is frozen: what stays in eval mode while the rest is trained, and what can change at all."""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+
+class PartlyFrozen(nn.Module):
+    """Training mode, except that BatchNorm keeps its statistics (stays in eval mode) where frozen or asked to.
+
+    A frozen block of several layers is in eval mode as a whole, so that nothing in it is random (EfficientNet and
+    ConvNeXt skip blocks at random while they learn) and it may be computed once.
+    """
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for module in self.modules():
+            learns = [p.requires_grad for p in module.parameters()]
+            if isinstance(module, _BatchNorm):
+                frozen = getattr(module, "keeps_statistics", False) or not all(learns)
+            else:
+                frozen = learns and not any(learns) and module is not self and not isinstance(module, nn.Sequential)
+            if frozen:
+                module.eval()
+        return self
+
+
+class Layers(PartlyFrozen, nn.Sequential):
+    """A part of a network, such as ``Classifier.split`` returns it."""
+
+
+def changes_in_training(layer: nn.Module) -> bool:
+    """Whether training changes its output: something in it learns, or is random, or follows the batch."""
+    if learns := [p.requires_grad for p in layer.parameters()]:
+        return any(learns)  # where nothing learns, nothing in it is random either: see PartlyFrozen
+    return any(isinstance(module, _DropoutNd | _BatchNorm) for module in layer.modules())
