@@ -22,10 +22,10 @@ from fmnist_utils import ROOT, check_name
 from fmnist_utils.app import photos
 from fmnist_utils.checkpoints import load_model, read_card
 from fmnist_utils.data import FashionMNIST, load
-from fmnist_utils.evaluate import load_predictions, predict
 from fmnist_utils.explain import outliers
 from fmnist_utils.explain.grad_cam import grad_cam
 from fmnist_utils.models import WeightsUnavailable
+from fmnist_utils.results import load_predictions
 from fmnist_utils.sources.files import file_sha256, shown
 
 MODELS = ROOT / "data" / "models"
@@ -142,13 +142,18 @@ def answers(name: str, images: Tensor) -> list[Answer]:
     """What the model called ``name`` says about ``uint8 [B, 28, 28]`` images; one caller at a time, others wait.
 
     The first call loads the model. It predicts as its card's accuracy was measured, on both mirror images where that
-    says so. Raises ``ValueError`` for an unknown name.
+    says so. The network runs once for the answer, once mirrored, once for Grad-CAM, and once more for those that look
+    turned. Raises ``ValueError`` for an unknown name.
     """
     check_name("model", name, tuple(cards()))
     with _lock:
         model, detector = _loaded(name)
-        probabilities = predict(model, images, mirror=cards()[name]["mirror"])
-        shares, upright, turns = detector.judge(model, images)
+        x, logits = outliers.features(model, images)
+        probabilities = logits.softmax(1)
+        if cards()[name]["mirror"]:
+            probabilities = (probabilities + outliers.features(model, images.flip(-1))[1].softmax(1)) / 2
+        probabilities = probabilities.float().numpy()
+        shares, upright, turns = detector.judge(model, images, x)
         try:
             maps = grad_cam(model, images, torch.from_numpy(probabilities.argmax(1)))
         except ValueError:  # a network without a feature map, such as ViT
@@ -192,9 +197,10 @@ def read(sent: dict, steps: Collection[str], max_bytes: int) -> Picture:
 
 
 def data_url(image: Image.Image | Tensor, side: int = 240) -> str:
-    """A picture as text for a page, at most ``side`` pixels wide and high: PNG where small, else WebP."""
+    """A picture as text for a page, at most ``side`` pixels wide and high: PNG where small or transparent, else JPEG,
+    which is the fastest to make: encoding took longer than predicting."""
     image = image.copy() if isinstance(image, Image.Image) else Image.fromarray(image.numpy())
     image.thumbnail((side, side))
-    kind, buffer = ("png" if max(image.size) <= 32 else "webp"), io.BytesIO()
-    image.save(buffer, kind, quality=85, method=0)  # the fastest: encoding took longer than predicting
+    kind, buffer = ("png" if max(image.size) <= 32 or image.mode == "RGBA" else "jpeg"), io.BytesIO()
+    image.save(buffer, kind, quality=85)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
