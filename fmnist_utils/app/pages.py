@@ -62,7 +62,7 @@ def _try_page(model: str, max_upload: float) -> html.Div:
         [html.Div([html.H2("So far"), *buttons], className="bar"), html.Div(id="table")], className="card history"
     )
     notice = html.Div(id="notice", role="status", className="warning")
-    answer = html.A(id="answer", href="#results", tabIndex=-1, **{"aria-live": "polite"})
+    answer = html.Div(id="answer", role="status")
     right = [_settings(model), notice, results, answer, history]
     return html.Div(
         [html.Div(_choose(max_upload), className="column"), html.Div(right, className="column")], id="try", hidden=True

@@ -63,6 +63,7 @@
 
   // ---- clicks on test images, cells and buttons
   document.addEventListener("click", (event) => {
+    if (event.target.id === "answer") element("results").scrollIntoView();
     const button = event.target.closest("button");
     if (!button) return;
     if (button.dataset.picture) {
@@ -216,8 +217,19 @@
     watched.observe(element("results"));
   };
 
-  // ---- the field for files is a tab stop without a name around the button that has one
-  const tidy = () => element("upload")?.querySelectorAll("[tabindex]").forEach((part) => part.setAttribute("tabindex", -1));
+  // ---- what Dash's parts tell a screen reader: its field for files has no name, though the button in it does all, and
+  // its lists call themselves boxes of options around the radio buttons and ticks that they hold
+  const tidy = () => {
+    const field = element("upload")?.querySelector("input");
+    field?.setAttribute("tabindex", -1);
+    field?.setAttribute("aria-label", "Pictures");
+    document.querySelectorAll(".dash-options-list").forEach((list) => {
+      for (const part of [list, ...list.children]) ["role", "aria-selected"].forEach((name) => part.removeAttribute(name));
+    });
+  };
+  new MutationObserver(tidy).observe(document.documentElement, {
+    subtree: true, childList: true, attributeFilter: ["role", "aria-selected"],
+  });
 
   // ---- callbacks that need no server
   const MOST_ROWS = 50;
@@ -251,7 +263,6 @@
       }
       document.title = { try: "Which garment is it?", quality: "How good is it? – Which garment", lost: "No such page – Which garment" }[here];
       applyTheme();
-      tidy();
       watch();
       return ["try", "quality", "lost"].map((id) => id !== here);
     },
