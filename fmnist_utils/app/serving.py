@@ -6,6 +6,7 @@ Nothing is kept between calls but the loaded models and the test images, and not
 
 import base64
 import binascii
+import contextlib
 import functools
 import io
 import logging
@@ -138,12 +139,12 @@ def _loaded(name: str):
         ) from error
 
 
-def answers(name: str, images: Tensor) -> list[Answer]:
+def answers(name: str, images: Tensor, explain: bool = True) -> list[Answer]:
     """What the model called ``name`` says about ``uint8 [B, 28, 28]`` images; one caller at a time, others wait.
 
     The first call loads the model. It predicts as its card's accuracy was measured, on both mirror images where that
     says so. The network runs once for the answer, once mirrored, once for Grad-CAM, and once more for those that look
-    turned. Raises ``ValueError`` for an unknown name.
+    turned; ``explain=False`` leaves Grad-CAM out. Raises ``ValueError`` for an unknown name.
     """
     check_name("model", name, tuple(cards()))
     with _lock:
@@ -154,10 +155,10 @@ def answers(name: str, images: Tensor) -> list[Answer]:
             probabilities = (probabilities + outliers.features(model, images.flip(-1))[1].softmax(1)) / 2
         probabilities = probabilities.float().numpy()
         shares, upright, turns = detector.judge(model, images, x)
-        try:
-            maps = grad_cam(model, images, torch.from_numpy(probabilities.argmax(1)))
-        except ValueError:  # a network without a feature map, such as ViT
-            maps = [None] * len(images)
+        maps = [None] * len(images)
+        # A network without a feature map, such as ViT, has nothing to show either.
+        with contextlib.suppress(ValueError):
+            maps = grad_cam(model, images, torch.from_numpy(probabilities.argmax(1))) if explain else maps
     overlays = [None if seen is None else overlay(pixels, seen) for pixels, seen in zip(images, maps, strict=True)]
     found = zip(probabilities, overlays, shares.tolist(), upright.tolist(), turns.tolist(), strict=True)
     return [Answer(*each) for each in found]
