@@ -18,12 +18,14 @@ from PIL import Image
 
 from fmnist_utils import ROOT, pick
 from fmnist_utils.app.photos import STEPS
-from fmnist_utils.checkpoints import load_model
+from fmnist_utils.checkpoints import load_model, read_card
 from fmnist_utils.data import CLASSES, FashionMNIST, load
 from fmnist_utils.evaluate import predict
 
 CLIENTS, WARM_UP = 8, 4
-ALONE, TOGETHER = pick(smoke=8, cpu=100, full=100), pick(smoke=20, cpu=500, full=500)
+ALONE, TOGETHER = pick(smoke=8, cpu=500, full=500), pick(smoke=20, cpu=500, full=500)
+#: The first is the one that ``ours`` and ``reference`` are about, the second the one that the app starts with.
+MODELS = ("small-cnn", "wide-resnet-16-4")
 
 
 def photo(pixels) -> str:
@@ -36,7 +38,7 @@ def photo(pixels) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def request(address: str, dependency: dict, number: int, data: str, model: str = "small-cnn") -> tuple[float, str]:
+def request(address: str, dependency: dict, number: int, data: str, model: str) -> tuple[float, str]:
     """Milliseconds to the answer of the page's own callback, and the class."""
     picture = {"id": str(number), "name": "photo.jpg", "data": data}
     values = {"pictures": [picture], "steps": list(STEPS), "model": model}
@@ -53,32 +55,47 @@ def request(address: str, dependency: dict, number: int, data: str, model: str =
     began = time.perf_counter()
     with urllib.request.urlopen(asked, timeout=300) as reply:
         found = json.load(reply)
-    return 1e3 * (time.perf_counter() - began), found["response"]["rows"]["data"]["rows"][0]["answer"]
+    rows = found["response"]["rows"]["data"]["rows"]
+    return 1e3 * (time.perf_counter() - began), rows[0]["answer"] if rows else ""
 
 
-def prediction_ms(images: FashionMNIST) -> float:
-    """Median milliseconds of the small CNN for one image and its mirror image, in this process."""
-    model = load_model(ROOT / "data" / "models" / "small-cnn")
+def prediction_ms(name: str, images: FashionMNIST) -> float:
+    """Median milliseconds of the network for one image, mirrored too if the app does, in this process."""
+    path = ROOT / "data" / "models" / name
+    model, mirror = load_model(path), read_card(path.with_suffix(".json")).get("mirror", False)
     single = [images.select([row]) for row in range(len(images))]
-    return 1e3 * median(each(lambda image: predict(model, image, mirror=True), single)[1])
+    return 1e3 * median(each(lambda image: predict(model, image, mirror=mirror), single)[1])
 
 
-def visit(pid: int, address: str, images: FashionMNIST) -> dict:
-    """All requests: milliseconds by number of clients, errors, right answers, and the server's memory in MB."""
-    photos, errors, right, times, memory = [photo(pixels) for pixels in images.images], 0, 0, {}, []
-    with urllib.request.urlopen(f"{address}/_dash-dependencies") as reply:
-        dependency = next(d for d in json.load(reply) if "results.children" in d["output"])
+def slowest_health(address: str, dependency: dict) -> float:
+    """Milliseconds: the longest that /health took while every client sent the largest picture that is allowed."""
+    buffer, slowest = io.BytesIO(), 0.0
+    Image.new("RGB", (7800, 5100), "white").save(buffer, "PNG")
+    heavy = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        waiting = [pool.submit(request, address, dependency, n, heavy, MODELS[0]) for n in range(CLIENTS)]
+        while not all(future.done() for future in waiting):
+            began = time.perf_counter()
+            urllib.request.urlopen(f"{address}/health", timeout=300).close()
+            slowest = max(slowest, 1e3 * (time.perf_counter() - began))
+            time.sleep(0.02)
+        for future in waiting:
+            future.result()
+    return slowest
 
-    def megabytes() -> int:
-        return round(psutil.Process(pid).memory_info().rss / 1e6)
 
+def visit(pid: int, address: str, dependency: dict, name: str, images: FashionMNIST) -> dict:
+    """All requests to a model: milliseconds by number of clients, errors, right answers, the server's memory in MB."""
+    photos, errors, right, times = [photo(pixels) for pixels in images.images], 0, 0, {}
     for number in range(WARM_UP):
-        request(address, dependency, number, photos[number])
+        request(address, dependency, number, photos[number], name)
+    memory = [megabytes(pid)]
     for clients, count in ((1, ALONE), (CLIENTS, TOGETHER)):
-        memory.append(megabytes())
         times[f"{clients} client{'s' * (clients > 1)}"] = done = []
         with ThreadPoolExecutor(clients) as pool:
-            waiting = [pool.submit(request, address, dependency, n, photos[n % len(photos)]) for n in range(count)]
+            waiting = [
+                pool.submit(request, address, dependency, n, photos[n % len(photos)], name) for n in range(count)
+            ]
         for number, future in enumerate(waiting):
             if future.exception():
                 errors += 1
@@ -86,9 +103,18 @@ def visit(pid: int, address: str, images: FashionMNIST) -> dict:
             milliseconds, answer = future.result()
             done.append(milliseconds)
             right += answer == CLASSES[images.labels[number % len(photos)]]
-    memory.append(megabytes())
-    request(address, dependency, 0, photos[0], "vgg16-block3-two-views")
-    return {"times": times, "errors": errors, "right": right, "memory": memory, "both": megabytes()}
+        memory.append(megabytes(pid))
+    return {
+        "median_ms": {clients: median(values) for clients, values in times.items()},
+        "p95_ms": {clients: np.percentile(values, 95) for clients, values in times.items()},
+        "errors": errors,
+        "share_right": right / (ALONE + TOGETHER - errors),
+        "memory_mb": memory,
+    }
+
+
+def megabytes(pid: int) -> int:
+    return round(psutil.Process(pid).memory_info().rss / 1e6)
 
 
 def main() -> None:
@@ -101,17 +127,23 @@ def main() -> None:
         ready = re.search(r"ready ([\d.]+) s after imports: (http://\S+)", line)
         if not ready:
             raise SystemExit("The app did not start; its message is above.")
-        seen = visit(server.pid, ready[2], images)
+        address = ready[2]
+        with urllib.request.urlopen(f"{address}/_dash-dependencies") as reply:
+            dependency = next(d for d in json.load(reply) if "results.children" in d["output"])
+        seen = {name: visit(server.pid, address, dependency, name, images) for name in MODELS}
+        health = slowest_health(address, dependency)
+        request(address, dependency, 0, photo(images.images[0]), "vgg16-block3-two-views")
+        both = megabytes(server.pid)
     finally:
         server.terminate()
         server.wait()
-    p95 = {name: np.percentile(values, 95) for name, values in seen["times"].items()}
-    alone, together = p95.values()
-    errors, right, memory, both = (seen[key] for key in ("errors", "right", "memory", "both"))
-    fields = {"median_ms": {name: median(values) for name, values in seen["times"].items()}, "p95_ms": p95}
-    fields |= {"memory_mb": memory, "memory_both_models_mb": both, "prediction_ms": prediction_ms(images)}
+    for name in MODELS:
+        seen[name]["prediction_ms"] = prediction_ms(name, images)
+    first = seen[MODELS[0]]
+    alone, together = first["p95_ms"].values()
+    fields = first | {"default_model": {"name": MODELS[1]} | seen[MODELS[1]], "health_ms": health}
+    fields |= {"requests_of_each_model": ALONE + TOGETHER, "memory_both_models_mb": both}
     fields |= {"start_up_seconds": start_up, "start_up_after_imports_seconds": float(ready[1])}
-    fields |= {"errors": errors, "share_right": right / (ALONE + TOGETHER - errors)}
     setting = f"the app with the small CNN, 95% of {TOGETHER} photos from {CLIENTS} clients at once, against one"
     record("app_load", setting, together, alone, "ms", **fields)
 

@@ -118,6 +118,34 @@ def wall(random: Random, shape: tuple[int, int]) -> np.ndarray:
     return _colour(random, 170, 235) * (1 + rough)
 
 
+def marble(random: Random, shape: tuple[int, int]) -> np.ndarray:
+    """Dark veins where smooth noise passes zero."""
+    veins = np.exp(-((_smooth(random, shape, 18) / 0.06) ** 2)) + 0.5 * np.exp(
+        -((_smooth(random, shape, 9) / 0.05) ** 2)
+    )
+    return _colour(random, 200, 240) * (1 + 0.02 * _smooth(random, shape, 30) - 0.18 * veins.clip(0, 1))
+
+
+def lawn(random: Random, shape: tuple[int, int]) -> np.ndarray:
+    """Short grass: blades that stand, lighter and darker."""
+    blades = 0.12 * _smooth(random, shape, 4, 0.8) + 0.05 * _smooth(random, shape, 20)
+    return np.array([110, 150, 80]) * random.uniform(0.85, 1.2) * (1 + blades)
+
+
+def checked(random: Random, shape: tuple[int, int]) -> np.ndarray:
+    """A tablecloth: bands both ways, darker where they cross."""
+    width, light = int(random.integers(14, 34)), _colour(random, 215, 245)
+    across, down = (np.arange(length) // width % 2 for length in shape)
+    return light * (1 - random.uniform(0.06, 0.14) * (across[:, None] + down[None])[..., None])
+
+
+def sand(random: Random, shape: tuple[int, int]) -> np.ndarray:
+    """Ripples, and grains."""
+    y = np.mgrid[0 : shape[0], 0 : shape[1]][0] / random.uniform(8, 16) + 2 * _smooth(random, shape, 30)[..., 0]
+    grains = 0.04 * _smooth(random, shape, 0.8)
+    return np.array([215, 195, 160]) * random.uniform(0.85, 1.1) * (1 + 0.04 * np.sin(y)[..., None] + grains)
+
+
 # -------------------------------------------------------------------------------------------- what is in the way
 
 
@@ -172,6 +200,14 @@ def price_tag(draw, random, box) -> None:
 def coin(draw, random, box) -> None:
     x, y = box[0] - random.uniform(20, 40), box[3] - random.uniform(0, 60)
     draw.ellipse([x, y, x + 20, y + 20], tuple(int(v) for v in _colour(random, 80, 140)))
+
+
+def scissors(draw, random, box) -> None:
+    """Beside it, open."""
+    x, y, fill = box[2] + random.uniform(12, 30), box[3] - random.uniform(60, 110), _colour(random, 60, 140)
+    for way in (-1, 1):
+        _line(draw, [(x - 7 * way, y - 45), (x + 6 * way, y + 25)], 4, fill)
+        draw.ellipse([x + 6 * way - 8, y + 22, x + 6 * way + 8, y + 42], outline=(40, 40, 45), width=4)
 
 
 # ------------------------------------------------------------------------------------------------ the photographs
@@ -235,3 +271,10 @@ def dim_half(random: Random, shape: tuple[int, int]) -> np.ndarray:
     """The shadow of a window's frame: a soft edge."""
     x = np.linspace(-1, 1, shape[1])[:, None] if random.random() < 0.5 else np.linspace(-1, 1, shape[0])[:, None, None]
     return np.ones((*shape, 1)) * (0.75 - 0.25 * np.tanh(12 * (x - random.uniform(-0.15, 0.15))))
+
+
+def lamp(random: Random, shape: tuple[int, int]) -> np.ndarray:
+    """A bright spot, and corners that fall off."""
+    y, x = np.mgrid[0 : shape[0], 0 : shape[1]] / np.array(shape).reshape(2, 1, 1)
+    apart = (y - random.uniform(0.1, 0.9)) ** 2 + (x - random.uniform(0.1, 0.9)) ** 2
+    return (0.78 + 0.3 * np.exp(-4 * apart))[..., None]

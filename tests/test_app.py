@@ -5,6 +5,7 @@
 
 import base64
 import gc
+import gzip
 import http.client
 import io
 import json
@@ -19,6 +20,7 @@ import sys
 import urllib.error
 import urllib.request
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from fmnist_utils import ROOT
 from fmnist_utils.data import CLASSES, load
+from fmnist_utils.evaluate import reliability
 from fmnist_utils.results import load_predictions
 
 for package in ("dash", "waitress", "captum"):
@@ -249,8 +252,8 @@ def test_own_model_without_a_card_is_shown(monkeypatch, tmp_path):
     serving.cards.cache_clear()
     try:
         page = json.dumps(pages.page("mine", 10).to_plotly_json(), default=lambda part: part.to_plotly_json())
-        assert page.count("not recorded") == 3
-        assert "No test predictions" in str(quality.scores("/quality", "mine", None))
+        assert page.count("not recorded") == 3  # accuracy, data, licence
+        assert "No test predictions" in str(quality.scores(False, "mine"))
     finally:
         serving.cards.cache_clear()
 
@@ -572,6 +575,13 @@ def page(server, browser):
     page.close()
 
 
+@pytest.fixture(scope="module")
+def axe():
+    """The text of axe-core, which looks for what keeps people with a screen reader or a keyboard out."""
+    package = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+    return Path(package.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+
+
 def upload(page, *files: tuple[str, bytes]) -> None:
     payloads = [{"name": name, "mimeType": "image/png", "buffer": data} for name, data in files]
     page.set_input_files("#upload input", payloads)
@@ -622,6 +632,7 @@ def test_photo_model_switch_and_step_switched_off(page):
     assert page.locator("#results h2").inner_text().startswith("Trouser")
     page.evaluate("scrollTo(0, 0)")
     screenshot(page, "app-desktop")
+    page.get_by_text("How photos are prepared").click()
     page.get_by_label("Make the background black").uncheck()
     page.wait_for_function("!document.querySelector('.stages').innerText.includes('Negated')")
     assert page.locator("#table tbody tr").count() == 2  # the same picture, so the same row
@@ -750,7 +761,7 @@ def test_policy_in_force_hinders_nothing(server, browser):
     page.locator(".thumb").first.click()
     page.locator("#results article img").first.wait_for()
     page.click("#to-quality")
-    page.locator(".js-plotly-plot .point").first.wait_for()
+    page.locator(".plot .point").first.wait_for()
     page.close()
     assert not problems
 
@@ -818,7 +829,6 @@ def test_drawing_undo_and_paste(page):
 def test_how_good_is_it(page):
     page.click("#to-quality")
     page.wait_for_selector(".matrix")
-    page.wait_for_selector(".js-plotly-plot .point")
     counts = confusion_matrix(TEST.labels, RECORDED.argmax(1))
     shown = np.zeros((10, 10), int)
     for row, column, count in page.eval_on_selector_all(
@@ -826,6 +836,12 @@ def test_how_good_is_it(page):
     ):
         shown[row, column] = count
     np.testing.assert_array_equal(shown, counts)
+    found = page.eval_on_selector_all(".plot .point", "all => all.map(p => [p.style.left, p.style.bottom])")
+    binned = reliability(RECORDED, TEST.labels)[0]  # tests/test_evaluate.py compares this with an independent oracle
+    np.testing.assert_allclose(
+        [[float(value.rstrip("%")) for value in point] for point in found],
+        100 * binned[["confidence", "accuracy"]].to_numpy(), atol=0.01,
+    )  # fmt: skip
     shirt = page.locator("#details tr", has_text="Shirt").last.inner_text().split("\t")
     assert shirt[3] == f"{f1_score(TEST.labels, RECORDED.argmax(1), average=None)[CLASSES.index('Shirt')]:.1%}"
     row, column = np.argwhere((counts > 4) & (counts < 30))[0]
@@ -884,15 +900,226 @@ def test_dark_and_phone(page):
     page.wait_for_selector("#answer:not(.seen)")
     page.click("#to-quality")
     page.wait_for_selector(".matrix")
-    page.wait_for_selector(".js-plotly-plot .point")
+    page.wait_for_selector(".plot .point")
     poor += page.evaluate(POOR_CONTRAST)
     page.click("#theme-button")
     page.wait_for_function("document.documentElement.dataset.theme == 'dark'")
-    # The plot follows: its text is light now.
-    page.wait_for_function("getComputedStyle(document.querySelector('.xtick text')).fill == 'rgb(232, 236, 240)'")
+    page.wait_for_function("getComputedStyle(document.querySelector('.axis')).color == 'rgb(232, 236, 240)'")
     poor += page.evaluate(POOR_CONTRAST)
     widths.append(page.evaluate("document.documentElement.scrollWidth"))
     assert widths == [390, 390] and not poor
     page.set_viewport_size({"width": 1280, "height": 900})
     page.click("#to-try")
     screenshot(page, "app-dark")
+
+
+# ------------------------------------------------------------------------------------------------- for everybody
+
+
+def tried(page, *files: tuple[str, bytes]) -> None:
+    upload(page, *files)
+    cards(page, len(files))
+
+
+def drawn(page) -> None:
+    page.click("#draw summary")
+    page.locator("#canvas").scroll_into_view_if_needed()
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.move(box["x"] + 50, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 150, box["y"] + 200, steps=4)
+    page.mouse.up()
+    cards(page, 1)
+
+
+def looked_at_quality(page) -> None:
+    page.click("#to-quality")
+    page.locator("[data-cell]").nth(1).click()
+    page.wait_for_selector(".thumbs .thumb")
+    page.get_by_text("As a table").click()
+
+
+def unfolded(page) -> None:
+    tried(page, *((f"{name}.png", encoded(grey(name))) for name in CLASSES), ("bad.png", b"nothing"))
+    page.locator(".rest summary").first.click()
+
+
+def opened(page) -> None:
+    for summary in page.locator(".settings summary").all():
+        summary.click()
+
+
+NOTHING = encoded(Image.new("RGB", (200, 150), "beige"))
+LYING = encoded(Image.open(io.BytesIO(photo("Trouser"))).rotate(90, expand=True))
+STATES = {
+    "at first": lambda page: None,
+    "settings open": opened,
+    "test image": lambda page: page.locator(".thumb").first.click() or cards(page, 1),
+    "photograph": lambda page: tried(page, ("trousers.jpg", photo("Trouser"))),
+    "turned": lambda page: tried(page, ("lying.png", LYING)),
+    "nothing in it": lambda page: tried(page, ("nothing.png", NOTHING)),
+    "many": unfolded,
+    "too large": lambda page: upload(page, ("large.png", bytes(10_400_000))) or page.wait_for_selector("#close"),
+    "drawing": drawn,
+    "quality": looked_at_quality,
+    "unknown address": lambda page: page.evaluate(
+        "history.pushState({}, '', '/nowhere'); dispatchEvent(new CustomEvent('_dashprivate_pushstate'))"
+    ) or page.wait_for_selector("#lost:not([hidden])"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_nothing_keeps_anybody_out(page, axe, state):
+    STATES[state](page)
+    for scheme, width in (("light", 1280), ("dark", 390)):
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        page.set_viewport_size({"width": width, "height": 844})
+        page.evaluate(axe)
+        found = page.evaluate("axe.run({resultTypes: ['violations']}).then(results => results.violations)")
+        grave = [(v["id"], [n["html"] for n in v["nodes"]]) for v in found if v["impact"] in ("serious", "critical")]
+        assert not grave, (state, scheme, width)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_axe_finds_what_is_wrong(page, axe):
+    page.evaluate("document.querySelector('.thumb img').alt = ''; document.querySelector('.thumb').title = ''")
+    page.evaluate(axe)
+    found = page.evaluate("axe.run({resultTypes: ['violations']}).then(results => results.violations.map(v => v.id))")
+    assert "button-name" in found
+
+
+def test_every_tab_stop_has_a_name_and_the_first_skips(page):
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.innerText") == "Skip to the content"
+    assert page.locator(".skip").bounding_box()["y"] >= 0
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    names = []
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        names.append(page.evaluate("document.activeElement.innerText || document.activeElement.title"))
+    assert names[:3] == ["Choose pictures", "Draw one", "Show others"] and all(names)
+
+
+def test_titles_and_addresses(server, browser):
+    page = browser.new_page(bypass_csp=True)
+    titles = {}
+    for path, status in (("/", 200), ("/quality", 200), ("/quality/", 200), ("/nowhere", 404), ("/a/quality", 404)):
+        assert page.goto(server[0] + path).status == status
+        page.wait_for_selector("#try:not([hidden]), #quality:not([hidden]), #lost:not([hidden])")
+        seen = [name for name in ("try", "quality", "lost") if page.locator(f"#{name}").is_visible()]
+        titles.setdefault(seen[0], set()).add(page.title())
+        assert len(seen) == 1 and seen[0] == {200: "try" if path == "/" else "quality", 404: "lost"}[status]
+    assert all(len(found) == 1 for found in titles.values()) and len(set.union(*titles.values())) == 3
+    page.get_by_role("link", name="Try it").last.click()
+    page.wait_for_selector("#try:not([hidden])")
+    page.close()
+
+
+def test_while_it_works_it_says_so_and_the_answer_comes_into_sight(page):
+    asked = []
+    page.route("**/_dash-update-component*", lambda route: asked.append(route))
+    page.locator(".thumb").first.click()
+    page.wait_for_selector("#results[aria-busy=true]")
+    page.unroute("**/_dash-update-component*")
+    for route in asked:
+        route.continue_()
+    page.wait_for_selector("#results[aria-busy=false]")
+    upload(page, *((f"{name}.png", encoded(grey(name))) for name in CLASSES))
+    cards(page, 10)
+    rows(page, 11)
+    columns = page.eval_on_selector_all("#results article", "all => all.map(a => a.getBoundingClientRect().left)")
+    assert len(set(columns)) > 2  # a grid
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    box = page.locator("#upload").bounding_box()
+    assert 0 <= box["y"] < 900  # choosing stays in sight
+    page.locator(".thumb").nth(3).click()
+    cards(page, 1)
+    page.wait_for_function("document.querySelector('#results h2').getBoundingClientRect().top >= 0")
+
+
+def test_row_of_the_history_opens_its_picture_again(page):
+    upload(page, ("trousers.jpg", photo("Trouser")))
+    rows(page, 1)
+    said = page.locator("#results h2").inner_text()
+    page.locator(".thumb").nth(7).click()
+    first, second = rows(page, 2)
+    assert page.locator("#results .by").inner_text() == "small-cnn"
+    page.get_by_role("button", name=second, exact=True).click()
+    page.wait_for_function("document.querySelector('#results .name').innerText == 'trousers.jpg'")
+    assert page.locator("#results h2").inner_text() == said and page.locator(".stages img").count() > 3
+    assert rows(page, 2) == ["trousers.jpg", first]  # the same rows: what is open stands first
+    page.reload()  # then the file is gone, but not what the network got of it
+    page.locator("#table .name", has_text="trousers.jpg").click()
+    cards(page, 1)
+    assert page.locator("#results h2").inner_text() == said
+    page.locator("#table .name", has_text=first).click()
+    page.wait_for_function(f"document.querySelector('#results .name').innerText == '{first}'")
+    assert "its label is" in page.locator("#results").inner_text()
+
+
+def test_little_goes_over_the_wire(server, browser):
+    page = browser.new_page(bypass_csp=True)
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+    sizes = []
+    session.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
+    page.goto(server[0])
+    page.wait_for_selector(".thumb")
+    page.wait_for_load_state("networkidle")
+    first = sum(sizes)
+    page.click("#to-quality")
+    page.locator(".plot .point").first.wait_for()
+    page.wait_for_load_state("networkidle")
+    assert 100e3 < first < 600e3 and 0 < sum(sizes) - first < 300e3
+    page.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/assets/app.js", "/_dash-layout"])
+def test_answers_are_packed_only_for_who_takes_that(client, path):
+    plain = client.get(path)
+    packed = client.get(path, headers={"Accept-Encoding": "gzip, br"})
+    assert "Content-Encoding" not in plain.headers and packed.headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(packed.data) == plain.data and len(packed.data) < len(plain.data) / 1.5
+    assert int(packed.headers["Content-Length"]) == len(packed.data) and "Accept-Encoding" in packed.headers["Vary"]
+    if etag := packed.headers.get("ETag"):
+        assert etag.startswith("W/")
+        again = client.get(path, headers={"Accept-Encoding": "gzip", "If-None-Match": etag})
+        assert again.status_code == 304 and not again.data
+
+
+@pytest.mark.parametrize("name", ["small-cnn", "wide-resnet-16-4"])
+def test_network_runs_three_times_for_a_picture_with_the_numbers_of_predict(name):
+    from fmnist_utils.app import serving
+    from fmnist_utils.evaluate import predict
+    from fmnist_utils.explain.grad_cam import grad_cam
+
+    images, calls = TEST.images[CORRECT[:3].copy()], []
+    serving.answers(name, images[:1])
+    model, detector = serving._loaded(name)
+    hook = model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        found = serving.answers(name, images)
+    finally:
+        hook.remove()
+    assert len(calls) == (3 if serving.cards()[name]["mirror"] else 2)
+    shares, upright, turns = detector.judge(model, images)
+    expected = predict(model, images, mirror=serving.cards()[name]["mirror"])
+    np.testing.assert_allclose([answer.probabilities for answer in found], expected, atol=1e-5)
+    assert [(a.share, a.upright, a.turns) for a in found] == list(zip(shares, upright, turns, strict=True))
+    maps = grad_cam(model, images)
+    assert all(np.array_equal(a.overlay, serving.overlay(i, m)) for a, i, m in zip(found, images, maps, strict=True))
+
+
+def test_health_answers_while_a_heavy_picture_is_read(server):
+    """Six pictures of 39 megapixels, each of which takes the only decoder a while."""
+    heavy = sent(encoded(Image.new("RGB", (7800, 5000), "white"), "PNG", compress_level=1), "heavy.png")
+    answered = []
+    with ThreadPoolExecutor(6) as pool:
+        waiting = [pool.submit(ask, server, heavy) for _ in range(6)]
+        while not all(future.done() for future in waiting):
+            with urllib.request.urlopen(f"{server[0]}/health", timeout=30) as reply:
+                assert json.load(reply)["status"] == "ok"
+            answered.append(sum(future.done() for future in waiting))
+        assert all("heavy.png" in future.result()[0] for future in waiting)
+    assert answered[0] == 0  # health was there before the first picture was

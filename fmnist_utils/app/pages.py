@@ -20,8 +20,11 @@ def page(model: str, max_upload: float, base: str = "/") -> html.Div:
         dcc.Link("How good is it?", href=f"{base}quality", id="to-quality"),
     ]
     what = "A small neural network names your picture. It knows ten kinds of clothes, no more."
+    close = html.Button("Close", id="close", type="button")
+    lost = [html.H2("There is no such page"), html.P(["Nothing is at this address. ", dcc.Link("Try it", href=base)])]
     return html.Div(
         [
+            html.A("Skip to the content", href="#main", className="skip"),
             html.Header(
                 [
                     html.Div([html.H1("Which garment is it?"), html.P(what)]),
@@ -29,15 +32,21 @@ def page(model: str, max_upload: float, base: str = "/") -> html.Div:
                     html.Button("Dark", id="theme-button", type="button"),
                 ]
             ),
-            html.Div(id="message", role="alert", className="message"),
-            html.Div(id="notice", role="alert", className="message"),
-            html.Main([_try_page(model, max_upload), quality.layout()]),
+            html.Div([html.Div(id="message", role="alert"), close], className="message"),
+            html.Main(
+                [
+                    _try_page(model, max_upload),
+                    quality.layout(),
+                    html.Section(lost, id="lost", className="card empty", hidden=True),
+                ],
+                id="main",
+                tabIndex=-1,
+            ),
             html.Footer("Your pictures are not stored. The test images are Zalando Research's (MIT licence)."),
             dcc.Location("url", refresh="callback-nav"),
             dcc.Store("pictures"),
             dcc.Store("rows"),
             dcc.Store("cell"),
-            dcc.Store("theme"),
             dcc.Store("history", storage_type="session", data=[]),
             dcc.Download("download"),
         ],
@@ -47,6 +56,20 @@ def page(model: str, max_upload: float, base: str = "/") -> html.Div:
 
 
 def _try_page(model: str, max_upload: float) -> html.Div:
+    results = html.Div(EMPTY, id="results", tabIndex=-1)
+    buttons = [html.Button("Clear", id="clear", type="button"), html.Button("Download CSV", id="csv", type="button")]
+    history = html.Section(
+        [html.Div([html.H2("So far"), *buttons], className="bar"), html.Div(id="table")], className="card history"
+    )
+    notice = html.Div(id="notice", role="status", className="warning")
+    answer = html.Div(id="answer", role="status")
+    right = [_settings(model), notice, results, answer, history]
+    return html.Div(
+        [html.Div(_choose(max_upload), className="column"), html.Div(right, className="column")], id="try", hidden=True
+    )
+
+
+def _choose(max_upload: float) -> html.Section:
     upload = dcc.Upload(
         [
             html.Strong("Drop pictures here"),
@@ -59,21 +82,20 @@ def _try_page(model: str, max_upload: float) -> html.Div:
         multiple=True,
         max_size=int(max_upload * 1e6),
     )
+    needs = "Fill the shape: the network knows light garments on black. Drawing needs a mouse, a pen or a finger."
     drawing = [
-        html.P("Fill the shape: the network knows light garments on black.", className="hint"),
-        html.Canvas(
-            id="canvas", width=280, height=280, role="img", **{"aria-label": "Drawing area, for mouse or touch"}
-        ),
+        html.P(needs, className="hint"),
+        html.Canvas(id="canvas", width=280, height=280, role="img", **{"aria-label": "Drawing area, by pointer only"}),
         html.Div(
             [
                 html.Label(["Brush ", dcc.Input(id="brush", type="range", min=6, max=60, step=2, value=26)]),
                 html.Button("Undo", id="undo", type="button"),
-                html.Button("Clear", id="erase", type="button"),
+                html.Button("Clear", id="erase", type="button", **{"aria-label": "Clear the drawing"}),
             ],
             className="tools",
         ),
     ]
-    choose = html.Section(
+    return html.Section(
         [
             html.H2("Choose a picture"),
             upload,
@@ -83,37 +105,31 @@ def _try_page(model: str, max_upload: float) -> html.Div:
         ],
         className="card choose",
     )
-    models = [{"label": _model_card(name, card), "value": name} for name, card in serving.cards().items()]
+
+
+def _settings(model: str) -> html.Section:
+    """Model and steps: beside the answer, because changing them changes it."""
+    cards = serving.cards()
+    models = [{"label": _model_card(name, card), "value": name} for name, card in cards.items()]
     why = (
         "The models learned from light garments on black, cut out and centred. These steps help photos look like that; "
         "switch one off to see what it does."
     )
     steps = dcc.Checklist([{"label": label, "value": step} for step, label in STEPS.items()], list(STEPS), id="steps")
-    settings = html.Section(
+    facts = [html.Li([html.Strong(name), ": ", _facts(card)]) for name, card in cards.items()]
+    return html.Section(
         [
             html.Fieldset([html.Legend("Model"), dcc.RadioItems(models, model, id="model")]),
-            html.Fieldset([html.Legend("Preparing a photo"), html.P(why, className="hint"), steps]),
-        ],
-        className="card settings",
-    )
-    history = html.Section(
-        [
             html.Div(
                 [
-                    html.H2("So far"),
-                    html.Button("Clear", id="clear", type="button"),
-                    html.Button("Download CSV", id="csv", type="button"),
+                    html.Details([html.Summary("About the models"), html.Ul(facts, className="hint")]),
+                    html.Details([html.Summary("How photos are prepared"), html.P(why, className="hint"), steps]),
                 ],
-                className="bar",
+                className="more",
             ),
-            html.Div(id="table"),
         ],
-        className="card history",
-    )
-    results = html.Div(EMPTY, id="results", tabIndex=-1)
-    left, right = html.Div([choose, settings], className="column"), html.Div([results, history], className="column")
-    return html.Div(
-        [left, right, html.A(id="answer", href="#results", tabIndex=-1, **{"aria-live": "polite"})], id="try"
+        className="card settings",
+        **{"aria-label": "Model and preparation"},
     )
 
 
@@ -128,14 +144,13 @@ EMPTY = html.Section(
 
 
 def _model_card(name: str, card: dict) -> html.Span:
-    facts = {
-        "test accuracy": f"{card['metrics']['test_accuracy']:.2%}" if "metrics" in card else "not recorded",
-        "learned from": card.get("data", "not recorded").rpartition(": ")[2],
-        "file": f"{card['bytes'] / 1e6:.1f} MB",
-        "licence": card.get("licence", "not recorded"),
-    }
-    rows = [html.Span([html.Span(f"{key}: "), value]) for key, value in facts.items()]
-    return html.Span([html.Strong(name), *rows], className="model-card")
+    right = f"{card['metrics']['test_accuracy']:.2%} right" if "metrics" in card else "accuracy not recorded"
+    return html.Span([html.Strong(name), html.Span(f"{right}, {card['bytes'] / 1e6:.1f} MB")], className="model-card")
+
+
+def _facts(card: dict) -> str:
+    learned, licence = card.get("data", "not recorded").rpartition(": ")[2], card.get("licence", "not recorded")
+    return f"learned from: {learned}; licence: {licence}"
 
 
 def gallery(seed: int | None) -> list[html.Div]:
@@ -160,42 +175,55 @@ def headline(picture: serving.Picture, answer: serving.Answer) -> tuple[str, str
     return CLASSES[best], f"{sure}{unsure}{f', {doubt[0]}' if doubt else ''}"
 
 
-def answer_card(name: str, picture: serving.Picture, answer: serving.Answer, key: str) -> html.Article:
-    """What the model said about one picture; ``name`` is only shown, and ``key`` is how the page calls it."""
+def answer_card(
+    name: str, picture: serving.Picture, answer: serving.Answer, key: str, model: str, short: bool = False
+) -> html.Article:
+    """What ``model`` said about one picture; ``name`` is only shown, ``key`` is how the page calls it, and ``short``,
+    for one of many, keeps all but the answer, its warnings and the picture folded."""
     order = answer.probabilities.argsort()[::-1]
     best, (said, trust) = CLASSES[order[0]], headline(picture, answer)
-    notes, doubt = [], serving.warning(picture, answer)
-    if doubt:
+    stages = [(text, _figure(text, image)) for text, image in picture.stages]
+    came, own = stages[0][1].children[0].src, picture.label is None
+    turn = [_turn_buttons(key, answer.turns)] if own and len(stages) > 2 else []
+    pictures = [_framed("Your picture", came)] * own + [
+        _figure("28×28 pixels" if short else "What the network gets: 28×28", picture.pixels)
+    ]
+    seen = [_figure(f"Where it saw “{best}” (Grad-CAM)", answer.overlay)] if answer.overlay else []
+    bars = html.Ol([_bar(CLASSES[i], answer.probabilities[i]) for i in order], className="bars")
+    usual = f"{answer.share:.1%} of the validation images look at least as unusual to this model."
+    if len(stages) > 1:
+        prepared = html.Div([figure for _, figure in stages], className="stages")
+        prepared = html.Details([html.Summary(f"How it was prepared: {len(stages)} stages"), prepared], open=True)
+    else:
+        prepared = html.P(f"{stages[0][0]}.", className="hint")
+    card = [
+        html.P([html.Span(name, className="name"), html.Span(model, className="by")], className="line"),
+        html.H2([said, html.Span(f" {trust}")]),
+        *_notes(picture, answer, best),
+        *(turn if answer.turns else []),
+        html.Div(pictures + seen * (not short), className="pictures"),
+    ]
+    rest = [*([] if answer.turns else turn), bars, prepared, html.P(usual, className="hint")]
+    if short:
+        rest = [html.Details([html.Summary("More"), html.Div(seen, className="pictures"), *rest], className="rest")]
+    label = {"aria-label": f"{name}: {said}, {trust}"}
+    return html.Article(card + rest, className="card result short" if short else "card result", **label)
+
+
+def bad_card(name: str, why: str) -> html.Article:
+    """What stands in the place of an answer where a file is no picture."""
+    return html.Article([html.H2(name, className="name"), html.P(why, className="warning")], className="card result")
+
+
+def _notes(picture: serving.Picture, answer: serving.Answer, best: str) -> list[html.P]:
+    notes = []
+    if doubt := serving.warning(picture, answer):
         notes.append(html.P(doubt[1], className="warning"))
     if picture.label is not None:
-        right = picture.label == order[0]
-        text = f"{'Right' if right else 'Wrong'}: its label is {CLASSES[picture.label]}."
-        notes.append(html.P(text, className="right" if right else "warning"))
-    came, own = picture.stages[0][1], picture.label is None and len(picture.stages) > 2
-    turn = [_turn_buttons(key, answer.turns)] if own else []
-    pictures = [("Your picture", came)] * (picture.label is None) + [("What the network gets: 28×28", picture.pixels)]
-    if answer.overlay:
-        pictures.append((f"Where it saw “{best}” (Grad-CAM)", answer.overlay))
-    card = [
-        html.P(name, className="name"),
-        html.H2([said, html.Span(f" {trust}")]),
-        *notes,
-        *(turn if answer.turns else []),
-        html.Div([_figure(text, image) for text, image in pictures], className="pictures"),
-        *([] if answer.turns else turn),
-        html.Ol([_bar(CLASSES[i], answer.probabilities[i]) for i in order], className="bars"),
-    ]
-    if len(picture.stages) > 1:
-        stages = html.Div([_figure(text, image) for text, image in picture.stages], className="stages")
-        card.append(
-            html.Details([html.Summary(f"How it was prepared: {len(picture.stages)} stages"), stages], open=True)
-        )
-    else:
-        card.append(html.P(f"{picture.stages[0][0]}.", className="hint"))
-    card.append(
-        html.P(f"{answer.share:.1%} of the validation images look at least as unusual to this model.", className="hint")
-    )
-    return html.Article(card, className="card result", **{"aria-label": f"{name}: {said}, {trust}"})
+        known = CLASSES[picture.label]
+        text = f"{'Right' if known == best else 'Wrong'}: its label is {known}."
+        notes.append(html.P(text, className="right" if known == best else "warning"))
+    return notes
 
 
 def _turn_buttons(key: str, turns: int) -> html.Div:
@@ -211,7 +239,11 @@ def _turn_buttons(key: str, turns: int) -> html.Div:
 
 def _figure(text: str, image) -> html.Figure:
     kind = "pixels" if isinstance(image, torch.Tensor) or max(image.size) <= 28 else None
-    return html.Figure([html.Img(src=serving.data_url(image), alt=text, className=kind), html.Figcaption(text)])
+    return _framed(text, serving.data_url(image), kind)
+
+
+def _framed(text: str, url: str, kind: str | None = None) -> html.Figure:
+    return html.Figure([html.Img(src=url, alt="", className=kind), html.Figcaption(text)])
 
 
 def _bar(name: str, probability: float) -> html.Li:
@@ -228,16 +260,16 @@ def sound(history: list | None) -> list[dict]:
     ]  # fmt: skip
 
 
-def history_table(history: list | None) -> html.Table | html.P:
-    """The rows of the session's history, newest first."""
+def history_table(history: list | None) -> html.Div | html.P:
+    """The rows of the session's history, newest first; each name is a button that opens its picture again."""
     if not (history := sound(history)):
         return html.P("Nothing yet. What you try is listed here until you close the tab.", className="hint")
-    head = html.Tr([html.Th(text, scope="col") for text in ("", "Picture", "Answer", "Sure", "Model")])
+    head = html.Tr([html.Th(text, scope="col") for text in ("Picture", "Name", "Answer", "Sure", "Model")])
     rows = [
         html.Tr(
             [
                 html.Td(html.Img(src=row["image"], alt="")),
-                html.Td(row["name"], className="name"),
+                html.Td(_open_again(row)),
                 html.Td([row["answer"], *([" ", html.Span(row["warning"])] if row.get("warning") else [])]),
                 html.Td(percent(row["confidence"])),
                 html.Td(row["model"]),
@@ -246,3 +278,8 @@ def history_table(history: list | None) -> html.Table | html.P:
         for row in history
     ]
     return html.Table([html.Thead(head), html.Tbody(rows)])
+
+
+def _open_again(row: dict) -> html.Button:
+    found = {"data-row": str(row.get("id")), "data-index": str(row.get("index", "")), "title": "Open again"}
+    return html.Button(row["name"], type="button", className="name", **found)

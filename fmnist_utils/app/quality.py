@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from dash import dcc, html
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -11,7 +10,6 @@ from fmnist_utils.data import CLASSES
 from fmnist_utils.evaluate import accuracy_interval, reliability
 
 MAX_IN_CELL = 36
-_PLOT = {"showSendToCloud": False, "displaylogo": False, "displayModeBar": False}
 
 
 def layout() -> html.Div:
@@ -25,9 +23,9 @@ def layout() -> html.Div:
     )
 
 
-def scores(path: str | None, model: str, theme: str | None):
+def scores(hidden: bool | None, model: str):
     """Accuracy and confusion matrix; scores by class and calibration: all from the recorded test predictions."""
-    if not (path or "").rstrip("/").endswith("/quality"):
+    if hidden is not False:
         return None, None
     labels = serving.gallery().labels.numpy()
     try:
@@ -38,6 +36,7 @@ def scores(path: str | None, model: str, theme: str | None):
     right, total = int(counts.trace()), int(counts.sum())
     low, high = accuracy_interval(right, total)
     bins, error = reliability(probabilities, labels)
+    bins = bins.rename(columns={"count": "images"})
     summary = [
         html.H2(f"{model}: {right / total:.2%} of {total:,} test images right"),
         html.P(f"95% interval {low:.1%} to {high:.1%}. It never saw these images while it learned.", className="hint"),
@@ -53,7 +52,8 @@ def scores(path: str | None, model: str, theme: str | None):
         html.H2("Does it know when it is right?"),
         html.P(f"Points on the line: what it is 80% sure of is right 80% of the time. Mean distance {error:.1%} "
                "(expected calibration error)."),
-        dcc.Graph(figure=_reliability_figure(bins, theme == "dark"), config=_PLOT, responsive=True, className="plot"),
+        _reliability_plot(bins),
+        _reliability_table(bins),
     ]  # fmt: skip
     return summary, details
 
@@ -98,37 +98,34 @@ def _class_table(labels: np.ndarray, predicted: np.ndarray) -> html.Table:
     return html.Table([html.Thead(head), html.Tbody(rows)])
 
 
-def _reliability_figure(bins: pd.DataFrame, dark: bool) -> go.Figure:
-    ink, lines, points = ("#E8ECF0", "#3A444F", "#6CB6F5") if dark else ("#1C2024", "#D8DDE3", "#0060A8")
-    text = bins.apply(
-        lambda b: f"{b['count']:,.0f} images<br>{b.confidence:.1%} sure<br>{b.accuracy:.1%} right", axis=1
-    )
-    size = 7 + 15 * (bins["count"] / bins["count"].max()) ** 0.5
-    line, points = {"color": ink, "dash": "dash", "width": 1}, {"color": points, "size": size, "opacity": 1}
-    figure = go.Figure(
-        [
-            go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=line, hoverinfo="skip"),
-            go.Scatter(x=bins.confidence, y=bins.accuracy, mode="markers", text=text, hoverinfo="text", marker=points),
-        ]
-    )
-    axis = {
-        "range": [0, 1.06],
-        "dtick": 0.2,
-        "tickformat": ".0%",
-        "ticks": "outside",
-        "tickcolor": "rgba(0,0,0,0)",
-        "gridcolor": lines,
-        "zerolinecolor": lines,
-        "fixedrange": True,
-    }
-    figure.update_layout(
-        xaxis=axis | {"title": {"text": "how sure the model is"}},
-        yaxis=axis | {"title": {"text": "how often it is right"}},
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": ink, "size": 13, "family": "system-ui, sans-serif"},
-        margin={"l": 10, "r": 10, "t": 10, "b": 10}, showlegend=False, height=320,
-    )  # fmt: skip
-    return figure
+def _reliability_plot(bins: pd.DataFrame) -> html.Div:
+    """Accuracy against confidence, in boxes that ``app.css`` places: no library has to be sent, and colours follow."""
+    ticks = [
+        html.Span(f"{tick}%", className=f"tick {axis}", style={side: f"{tick}%"})
+        for axis, side in (("x", "left"), ("y", "bottom")) for tick in range(0, 101, 20)
+    ]  # fmt: skip
+    sizes = 7 + 15 * (bins.images / bins.images.max()) ** 0.5
+    points = []
+    for found, size in zip(bins.itertuples(), sizes, strict=True):
+        place = {"left": f"{found.confidence:.2%}", "bottom": f"{found.accuracy:.2%}", "--size": f"{size:.0f}px"}
+        text = f"{found.images:,} images: {found.confidence:.1%} sure, {found.accuracy:.1%} right"
+        points.append(html.Span(className="point", title=text, style=place))
+    names = [
+        html.Span("how often it is right", className="axis y"),
+        html.Span("how sure the model is", className="axis x"),
+    ]
+    says = "Points near a rising diagonal line; the table below holds their numbers."
+    area = html.Div([*ticks, *points, *names], className="area")
+    return html.Div(area, className="plot", role="img", **{"aria-label": says})
+
+
+def _reliability_table(bins: pd.DataFrame) -> html.Details:
+    head = html.Tr([html.Th(text, scope="col") for text in ("Images", "How sure", "How often right")])
+    rows = [
+        html.Tr([html.Td(f"{found.images:,}"), html.Td(f"{found.confidence:.1%}"), html.Td(f"{found.accuracy:.1%}")])
+        for found in bins.itertuples()
+    ]
+    return html.Details([html.Summary("As a table"), html.Table([html.Thead(head), html.Tbody(rows)])])
 
 
 def cell_images(cell: list | None, model: str):

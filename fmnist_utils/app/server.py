@@ -12,10 +12,11 @@ import logging
 import time
 from collections.abc import Collection
 
+import flask
 import pandas as pd
 import torch
 import waitress
-from dash import ClientsideFunction, Dash, Input, Output, State, html, set_props
+from dash import ClientsideFunction, Dash, Input, Output, State, set_props
 
 from fmnist_utils import check_name
 from fmnist_utils.app import pages, quality, serving
@@ -38,17 +39,19 @@ def create_app(model: str = "wide-resnet-16-4", max_upload: float = 10, hosts: C
     serving.check_models()
     serving.answers(model, serving.gallery().images[:1])
     app = Dash(__name__, title="Which garment?", update_title=None, on_error=_say, suppress_callback_exceptions=True)
-    app.index_string = app.index_string.replace("<html>", '<html lang="en">')
+    # Dash's own footer holds scripts; the page has one of its own, and there may be only one.
+    app.index_string = app.index_string.replace("<html>", '<html lang="en">').replace("footer>", "div>")
     app.layout = pages.page(model, max_upload, app.config.requests_pathname_prefix)
     # Base64 makes 4 bytes of 3; the rest of a request is names and ids, or the history.
     app.server.config["MAX_CONTENT_LENGTH"] = most = int(max_upload * 1e6 * 4 / 3) + 1_000_000
+    _answer_unknown(app)
     health = f"{app.config.routes_pathname_prefix}health"
     app.server.add_url_rule(health, "health", lambda: {"status": "ok", "model": model})
 
     browser, once = functools.partial(ClientsideFunction, "page"), {"prevent_initial_call": True}
     app.clientside_callback(browser("upload"), Input("upload", "contents"), State("upload", "filename"), **once)
     app.clientside_callback(
-        browser("route"), Output("try", "hidden"), Output("quality", "hidden"), Input("url", "pathname")
+        browser("route"), [Output(name, "hidden") for name in ("try", "quality", "lost")], Input("url", "pathname")
     )
     app.clientside_callback(
         browser("same"),
@@ -69,11 +72,23 @@ def create_app(model: str = "wide-resnet-16-4", max_upload: float = 10, hosts: C
     app.callback(Output("download", "data"), Input("csv", "n_clicks"), State("history", "data"), **once)(_csv)
     app.callback(
         [Output("scores", "children"), Output("details", "children")],
-        [Input("url", "pathname"), Input("model", "value"), Input("theme", "data")],
+        [Input("quality", "hidden"), Input("model", "value")],
     )(quality.scores)
     app.callback(Output("cell-images", "children"), Input("cell", "data"), Input("model", "value"))(quality.cell_images)
     protect(app, hosts, most)
     return app
+
+
+def _answer_unknown(app: Dash) -> None:
+    """Dash sends its page for every address: the page says that there is none, and so shall the status."""
+
+    def status(reply: flask.Response) -> flask.Response:
+        path = flask.request.path.removeprefix(app.config.routes_pathname_prefix).strip("/")
+        if str(flask.request.endpoint).endswith("<path:path>") and path not in ("", "quality"):
+            reply.status_code = 404
+        return reply
+
+    app.server.after_request(status)
 
 
 def _say(error: Exception) -> None:
@@ -101,24 +116,28 @@ def _show(pictures: list | None, steps: list, model: str, max_bytes: int):
             read.append(error)
     good = [picture for picture in read if not isinstance(picture, BadImage)]
     found = iter(serving.answers(model, torch.stack([picture.pixels for picture in good])) if good else [])
-    cards, rows, lines = [], [], []
+    cards, rows, lines, doubts = [], [], [], 0
     for sent, picture in zip(pictures, read, strict=False):
         name = str(sent.get("name"))[:100]
         if isinstance(picture, BadImage):
-            cards.append(html.Article([html.H2(name), html.P(str(picture), className="warning")], className="card"))
+            cards.append(pages.bad_card(name, str(picture)))
             continue
         answer = next(found)
-        cards.append(pages.answer_card(name, picture, answer, str(sent.get("id"))))
+        cards.append(pages.answer_card(name, picture, answer, str(sent.get("id")), model, short=len(read) > 1))
         rows.append(_row(sent, name, picture, answer, model, steps))
         lines.append(" ".join(pages.headline(picture, answer)))
+        doubts += bool(rows[-1]["warning"])
     line = " · ".join(lines[:2]) or "Not a picture I can read"
-    return cards, f"{line} ↓", message, {"rows": rows[::-1], "at": time.time()}
+    if len(lines) > 2:
+        line += f" · {len(lines) - 2} more" + f", {doubts} with a warning" * bool(doubts)
+    return cards, line, message, {"rows": rows[::-1], "at": time.time()}
 
 
 def _row(sent: dict, name: str, picture: serving.Picture, answer: serving.Answer, model: str, steps: list) -> dict:
     best = int(answer.probabilities.argmax())
     return {
         "id": sent.get("id"),
+        "index": sent.get("index", ""),
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "name": name,
         "model": model,
@@ -136,7 +155,7 @@ def _csv(_, history: list | None):
     """The history as a CSV file; no cell begins as a spreadsheet's formula would."""
     if not (history := pages.sound(history)):
         raise BadImage("There is nothing to download yet: try a picture first.")
-    table = pd.DataFrame(history).drop(columns=["id", "image"], errors="ignore")
+    table = pd.DataFrame(history).drop(columns=["id", "index", "image"], errors="ignore")
     texts = table.select_dtypes(exclude="number").columns
     table[texts] = table[texts].map(_harmless)
     # Without the mark at its beginning, Excel takes the names for another encoding.

@@ -6,6 +6,7 @@ Nothing is kept between calls but the loaded models and the test images, and not
 
 import base64
 import binascii
+import contextlib
 import functools
 import io
 import logging
@@ -22,10 +23,10 @@ from fmnist_utils import ROOT, check_name
 from fmnist_utils.app import photos
 from fmnist_utils.checkpoints import load_model, read_card
 from fmnist_utils.data import FashionMNIST, load
-from fmnist_utils.evaluate import load_predictions, predict
 from fmnist_utils.explain import outliers
 from fmnist_utils.explain.grad_cam import grad_cam
 from fmnist_utils.models import WeightsUnavailable
+from fmnist_utils.results import load_predictions
 from fmnist_utils.sources.files import file_sha256, shown
 
 MODELS = ROOT / "data" / "models"
@@ -138,21 +139,26 @@ def _loaded(name: str):
         ) from error
 
 
-def answers(name: str, images: Tensor) -> list[Answer]:
+def answers(name: str, images: Tensor, explain: bool = True) -> list[Answer]:
     """What the model called ``name`` says about ``uint8 [B, 28, 28]`` images; one caller at a time, others wait.
 
     The first call loads the model. It predicts as its card's accuracy was measured, on both mirror images where that
-    says so. Raises ``ValueError`` for an unknown name.
+    says so. The network runs once for the answer, once mirrored, once for Grad-CAM, and once more for those that look
+    turned; ``explain=False`` leaves Grad-CAM out. Raises ``ValueError`` for an unknown name.
     """
     check_name("model", name, tuple(cards()))
     with _lock:
         model, detector = _loaded(name)
-        probabilities = predict(model, images, mirror=cards()[name]["mirror"])
-        shares, upright, turns = detector.judge(model, images)
-        try:
-            maps = grad_cam(model, images, torch.from_numpy(probabilities.argmax(1)))
-        except ValueError:  # a network without a feature map, such as ViT
-            maps = [None] * len(images)
+        x, logits = outliers.features(model, images)
+        probabilities = logits.softmax(1)
+        if cards()[name]["mirror"]:
+            probabilities = (probabilities + outliers.features(model, images.flip(-1))[1].softmax(1)) / 2
+        probabilities = probabilities.float().numpy()
+        shares, upright, turns = detector.judge(model, images, x)
+        maps = [None] * len(images)
+        # A network without a feature map, such as ViT, has nothing to show either.
+        with contextlib.suppress(ValueError):
+            maps = grad_cam(model, images, torch.from_numpy(probabilities.argmax(1))) if explain else maps
     overlays = [None if seen is None else overlay(pixels, seen) for pixels, seen in zip(images, maps, strict=True)]
     found = zip(probabilities, overlays, shares.tolist(), upright.tolist(), turns.tolist(), strict=True)
     return [Answer(*each) for each in found]
@@ -192,9 +198,10 @@ def read(sent: dict, steps: Collection[str], max_bytes: int) -> Picture:
 
 
 def data_url(image: Image.Image | Tensor, side: int = 240) -> str:
-    """A picture as text for a page, at most ``side`` pixels wide and high: PNG where small, else WebP."""
+    """A picture as text for a page, at most ``side`` pixels wide and high: PNG where small or transparent, else JPEG,
+    which is the fastest to make: encoding took longer than predicting."""
     image = image.copy() if isinstance(image, Image.Image) else Image.fromarray(image.numpy())
     image.thumbnail((side, side))
-    kind, buffer = ("png" if max(image.size) <= 32 else "webp"), io.BytesIO()
-    image.save(buffer, kind, quality=85, method=0)  # the fastest: encoding took longer than predicting
+    kind, buffer = ("png" if max(image.size) <= 32 or image.mode == "RGBA" else "jpeg"), io.BytesIO()
+    image.save(buffer, kind, quality=85)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

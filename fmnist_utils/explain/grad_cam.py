@@ -25,7 +25,8 @@ def grad_cam(model: Classifier, images: Tensor, classes: Tensor | None = None) -
     from captum.attr import LayerGradCam
 
     device, mode = next(model.parameters()).device, model.training
-    model.eval()
+    if mode:
+        model.eval()
     target = [layer for layer in leaves(model.backbone) if not isinstance(layer, nn.MaxPool2d)][-1]
     images = images.to(device)
     try:
@@ -38,7 +39,8 @@ def grad_cam(model: Classifier, images: Tensor, classes: Tensor | None = None) -
                 pixels, target=classes.to(device), relu_attributions=True
             )
     finally:
-        model.train(mode)
+        if mode:
+            model.train()
     if maps.ndim != 4:
         raise ValueError(
             f"Grad-CAM needs a feature map, but {model.config['name']} gives one vector per image: explain a network "

@@ -79,18 +79,20 @@ class Outliers:
         """
         return _share(self.distances, self.distance(features(model, images)[0]))
 
-    def judge(self, model: Classifier, images: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def judge(self, model: Classifier, images: Tensor, x: Tensor | None = None) -> tuple[np.ndarray, ...]:
         """For uint8 [B, 28, 28], each [B]: :meth:`share_further`; the share of validation images, all upright, that
         look turned at least as much, float64; and how many quarter turns to the left would bring upright what looks
-        turned, int64, 0 for what does not, or would still not look usual (share below ``TURNED_BACK``).
+        turned, int64, 0 for what does not, or would still not look usual (share below ``TURNED_BACK``). ``x``: their
+        :func:`features`, float64 [B, C], where they are known.
         """
-        x = features(model, images)[0]
+        x = features(model, images)[0] if x is None else x
         turn, margin = self.margin(x)
         upright, turns = _share(self.margins, margin), np.zeros(len(images), np.int64)
-        for i in np.flatnonzero(upright < TURNED):
-            back = 4 - int(turn[i])
-            if self.share_further(model, _turn(images[i : i + 1], back))[0] >= TURNED_BACK:
-                turns[i] = back
+        seen = np.flatnonzero(upright < TURNED)
+        if len(seen):
+            backs = 4 - turn.numpy()[seen]
+            turned = torch.stack([torch.rot90(images[i], int(back)) for i, back in zip(seen, backs, strict=True)])
+            turns[seen] = np.where(self.share_further(model, turned) >= TURNED_BACK, backs, 0)
         return _share(self.distances, self.distance(x)), upright, turns
 
     def save(self, path: str | Path) -> Path:
@@ -134,12 +136,14 @@ def features(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     [B, 10], both on the CPU. The model is left as it was.
     """
     mode, device, found = model.training, next(model.parameters()).device, []
-    model.eval()
+    if mode:  # changing it walks through all layers, which takes longer than one image
+        model.eval()
     for part in images.split(100):
         maps = model.backbone(model.preprocess(part.to(device)))
         pooled = maps.flatten(2).mean(2) if maps.ndim > 2 else maps
         found.append((pooled.double().cpu(), model.head(maps).double().cpu()))
-    model.train(mode)
+    if mode:
+        model.train()
     pooled, logits = zip(*found, strict=True)
     return torch.cat(pooled), torch.cat(logits)
 

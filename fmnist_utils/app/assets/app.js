@@ -19,16 +19,32 @@
     shown = queue.shift();
     set("pictures", { data: shown });
   };
+  // What was sent, to open it again from the history: the latest 30 MB of it, while the page is open.
+  const sent = new Map();
+  const keepSent = (picture) => {
+    sent.delete(picture.id);
+    sent.set(picture.id, picture);
+    let bytes = 0;
+    for (const id of [...sent.keys()].reverse()) if ((bytes += sent.get(id).data?.length || 0) > 3e7) sent.delete(id);
+  };
   const show = (pictures) => {
     const batch = pictures.map((picture) => ({ id: newId(), ...picture }));
+    batch.forEach(keepSent);
     const only = batch.length === 1 && batch[0].id;
     // A drawing that goes on replaces itself where it still waits.
     if (queue.length && only && queue.at(-1).length === 1 && queue.at(-1)[0].id === only) queue.pop();
     queue.push(batch);
     if (!under_way) next();
-    if (!element("try").hidden) return;
+    if (!element("try").hidden) return comeToAnswer();
     set("url", { pathname: element("page").dataset.base });
     setTimeout(() => element("results").focus(), 200); // what had the focus is on the other page
+  };
+
+  const wide = matchMedia("(min-width: 901px)");
+  // Where choosing and answer are side by side, a new answer must not appear above what is in sight.
+  const comeToAnswer = () => {
+    const results = element("results");
+    if (wide.matches && results.getBoundingClientRect().top < 0) results.scrollIntoView();
   };
 
   // ---- theme: the system's, until the button says otherwise
@@ -41,13 +57,13 @@
     if (!button) return;
     button.textContent = theme() === "dark" ? "Light" : "Dark";
     button.setAttribute("aria-label", `Switch to ${theme() === "dark" ? "light" : "dark"} colours`);
-    set("theme", { data: theme() });
   };
   applyTheme();
   system.addEventListener("change", applyTheme);
 
   // ---- clicks on test images, cells and buttons
   document.addEventListener("click", (event) => {
+    if (event.target.id === "answer") element("results").scrollIntoView();
     const button = event.target.closest("button");
     if (!button) return;
     if (button.dataset.picture) {
@@ -58,6 +74,15 @@
       const turned = (picture) => ((picture.turns || 0) + Number(button.dataset.turn)) % 4;
       fresh();
       show(shown.map((picture) => (picture.id === button.dataset.of ? { ...picture, turns: turned(picture) } : picture)));
+    } else if (button.dataset.row) {
+      const { row: id, index } = button.dataset;
+      // After a reload, what is left of a file are the 28×28 pixels that the network got.
+      const left = index ? { index: Number(index) } : { data: button.closest("tr").querySelector("img").src };
+      fresh();
+      show([sent.get(id) || { id, name: button.textContent, ...left }]);
+      if (!wide.matches) element("results").scrollIntoView();
+    } else if (button.id === "close") {
+      say("");
     } else if (button.dataset.cell) {
       set("cell", { data: button.dataset.cell.split(",").map(Number) });
       document.querySelectorAll("[data-cell]").forEach((b) => b.setAttribute("aria-pressed", b === button));
@@ -151,6 +176,10 @@
   document.addEventListener("pointercancel", stop);
 
   // ---- a request that fails gets a sentence, not silence; while too many are asked at once, it is sent again
+  const busy = (more) => {
+    asked += Number(more);
+    element("results")?.setAttribute("aria-busy", asked > 0);
+  };
   const fetch = window.fetch;
   const patient = async (request) => {
     for (let tries = 0; ; tries++) {
@@ -162,7 +191,7 @@
   window.fetch = async (...request) => {
     const ours = String(request[0]?.url || request[0]).includes("_dash-update-component");
     const pictures = ours && String(request[1]?.body).includes('"id":"pictures","property":"data"');
-    asked += pictures;
+    busy(pictures);
     try {
       const response = ours ? await patient(request) : await fetch(...request);
       if (ours && response.status === 413) say("That was too much for the server at once. Send smaller pictures, or fewer.");
@@ -174,7 +203,7 @@
       throw error;
     } finally {
       // An answer that came calls `keep`, which goes on at once; this is for those that did not.
-      asked -= pictures;
+      busy(-pictures);
       const of = shown;
       if (pictures) setTimeout(() => { if (shown === of && !asked) next(); }, 700);
     }
@@ -187,6 +216,20 @@
     watched = new IntersectionObserver(([entry]) => { element("answer").classList.toggle("seen", entry.isIntersecting); });
     watched.observe(element("results"));
   };
+
+  // ---- what Dash's parts tell a screen reader: its field for files has no name, though the button in it does all, and
+  // its lists call themselves boxes of options around the radio buttons and ticks that they hold
+  const tidy = () => {
+    const field = element("upload")?.querySelector("input");
+    field?.setAttribute("tabindex", -1);
+    field?.setAttribute("aria-label", "Pictures");
+    document.querySelectorAll(".dash-options-list").forEach((list) => {
+      for (const part of [list, ...list.children]) ["role", "aria-selected"].forEach((name) => part.removeAttribute(name));
+    });
+  };
+  new MutationObserver(tidy).observe(document.documentElement, {
+    subtree: true, childList: true, attributeFilter: ["role", "aria-selected"],
+  });
 
   // ---- callbacks that need no server
   const MOST_ROWS = 50;
@@ -211,14 +254,17 @@
       return [chosen, chosen];
     },
     route(path) {
-      const quality = (path || "").replace(/\/+$/, "").endsWith("/quality");
-      for (const [id, here] of [["to-try", !quality], ["to-quality", quality]]) {
-        if (here) element(id)?.setAttribute("aria-current", "page");
-        else element(id)?.removeAttribute("aria-current");
+      const { base } = element("page").dataset;
+      const name = path?.startsWith(base) ? path.slice(base.length).replace(/\/+$/, "") : path || "";
+      const here = { "": "try", quality: "quality" }[name] || "lost";
+      for (const id of ["try", "quality"]) {
+        if (id === here) element(`to-${id}`)?.setAttribute("aria-current", "page");
+        else element(`to-${id}`)?.removeAttribute("aria-current");
       }
+      document.title = { try: "Which garment is it?", quality: "How good is it? – Which garment", lost: "No such page – Which garment" }[here];
       applyTheme();
       watch();
-      return [quality, !quality];
+      return ["try", "quality", "lost"].map((id) => id !== here);
     },
   };
 })();
