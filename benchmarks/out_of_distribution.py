@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -20,7 +19,8 @@ from fmnist_utils.checkpoints import load_model
 from fmnist_utils.data import FashionMNIST, train_val_split
 from fmnist_utils.explain.outliers import TRAIN, VAL, Outliers, features
 from fmnist_utils.models import Classifier
-from fmnist_utils.plots import COLORS, use_style
+from fmnist_utils.plots import auroc as auroc_figure
+from fmnist_utils.plots import use_style
 
 MODELS = ("small-cnn", "wide-resnet-16-4", "vgg16-block3-two-views")[: pick(smoke=1, cpu=3, full=3)]
 TRAIN, VAL = pick(smoke=(300, 200), cpu=(TRAIN, VAL), full=(TRAIN, VAL))
@@ -121,30 +121,9 @@ def gain_interval(tables: list[pd.DataFrame], kinds: list[str], score: str) -> l
     return np.quantile(gains, [0.025, 0.975]).tolist()
 
 
-def draw(reports: dict[str, pd.DataFrame]) -> plt.Figure:
-    """A row for each kind, a mark for each score: the mean of the models, and a line from the lowest to the highest."""
-    use_style()
-    every = np.stack(list(reports.values()))  # models, kinds, scores
-    report = next(iter(reports.values()))
-    colors = dict(zip(report.columns, ("#222222", "val", "train", "test", "accent"), strict=True))
-    figure, axis = plt.subplots(figsize=(8.5, 0.6 * len(report) + 1.6))
-    for place, score in enumerate(report.columns):
-        y = np.arange(len(report)) + 0.14 * (place - 2)
-        color = COLORS.get(colors[score], colors[score])
-        axis.hlines(y, every[:, :, place].min(0), every[:, :, place].max(0), color=color, lw=1.5)
-        axis.plot(every[:, :, place].mean(0), y, "osD^v"[place], color=color, ms=6, label=score)
-    axis.axhline(len(CHOOSING) - 0.5, color="#555", lw=1.2)
-    axis.axvline(0.5, color="#999", ls=":", lw=1.2)
-    axis.set_yticks(range(len(report)), [kind + " *" * (kind in CHOOSING) for kind in report.index])
-    axis.set(ylim=(len(report) - 0.5, -0.5), xlabel="AUROC (0.5: chance, 1: told apart without a mistake)")
-    axis.set_title("Telling other pictures from garments (* kinds that chose the score)")
-    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    axis.grid(axis="y", visible=False)
-    return figure
-
-
 def main() -> None:
     options(__doc__)
+    use_style()
     images = splits(train=TRAIN, val=5_000, test=TEST)
     # Garments that are turned, shuffled or inverted are none that a detector is fitted or calibrated on.
     spare, val = train_val_split(images["val"], VAL)
@@ -165,7 +144,15 @@ def main() -> None:
     fields["auroc"] = {name: report.to_dict("index") for name, report in reports.items()}
     fields["missed_at_95"] = {name: missed(table, kinds).to_dict("index") for name, table in tables.items()}
     fields["gain_interval"] = gain_interval(list(tables.values()), held_out, best)
-    record("out_of_distribution", setting, means[best], means[BASELINE], "AUROC", figure=draw(reports), **fields)
+    record(
+        "out_of_distribution",
+        setting,
+        means[best],
+        means[BASELINE],
+        "AUROC",
+        figure=auroc_figure(reports, CHOOSING),
+        **fields,
+    )
 
 
 if __name__ == "__main__":
