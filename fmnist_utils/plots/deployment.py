@@ -176,7 +176,7 @@ def _wrapped(text: str, width: int = 22) -> str:
 
 
 def outcomes(kinds: pd.DataFrame, title: str) -> Figure:
-    """Stacked shares of what became of photographs, a bar for each kind (rows): the columns add up to 1; they are right,
+    """What became of photographs: stacked shares, a bar for each kind (rows). The columns add up to 1; they are right,
     right and warned of, wrong and warned of, wrong without a warning."""
     figure, axis = plt.subplots(figsize=(9, 0.9 + 0.27 * len(kinds)))
     looks = ((COLORS["train"], 1), (COLORS["train"], 0.45), (COLORS["muted"], 0.45), (COLORS["accent"], 1))
