@@ -6,7 +6,6 @@ with a text for readers who cannot see it. One file for each part of the course;
 
 from fmnist_utils.plots.deployment import (
     auroc,
-    calls,
     differences,
     latencies,
     operators,
@@ -36,7 +35,6 @@ __all__ = [
     "Shown",
     "accuracy_bars",
     "auroc",
-    "calls",
     "channel_values",
     "class_counts",
     "class_means",

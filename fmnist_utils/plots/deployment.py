@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import LogLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from fmnist_utils.plots.style import COLORS, heading
 
@@ -44,7 +44,7 @@ def operators(parts: Mapping[str, Sequence[str]], ends: tuple[str, str]) -> Figu
             )
             axis.add_patch(box)
             dark = "white" if color != COLORS["val"] else "black"
-            axis.text(column + 0.5, -row, _short(word), ha="center", va="center", fontsize=7.5, color=dark)
+            axis.text(column + 0.5, -row, _short(word), ha="center", va="center", fontsize=8.5, color=dark)
     axis.text(0.06, 0.62, f"in: {ends[0]}", fontsize=10, color="#333")
     axis.text(0.06, -len(lines) + 0.1, f"out: {ends[1]}", fontsize=10, va="center", color="#333")
     axis.set(xlim=(-2.2, widest), ylim=(-len(lines) - 0.2, 1))
@@ -61,12 +61,13 @@ def _short(word: str) -> str:
 def differences(apart: np.ndarray, limit: float) -> Figure:
     """Histogram of the differences between two programs' probabilities, those that are not 0, with the ``limit``."""
     figure, axis = plt.subplots(figsize=(9, 3.2))
-    axis.hist(apart[apart > 0], bins=np.logspace(-14, -3, 56), color=COLORS["train"])
-    for place, text in ((limit, "the limit"), (np.finfo(np.float32).eps, "step of float32\nbetween 1 and 2")):
+    axis.hist(apart[apart > 0], bins=np.logspace(-13, -2.6, 53), color=COLORS["train"])
+    for place, text in ((limit, "the limit"), (np.finfo(np.float32).eps, "the step of float32 at 1")):
         axis.axvline(place, color=COLORS["accent"], lw=1.6, ls="--")
         at = {"xycoords": axis.get_xaxis_transform(), "textcoords": "offset points", "va": "top", "fontsize": 10}
-        axis.annotate(text, (place, 0.98), (-5, 0), ha="right", **at)
+        axis.annotate(text, (place, 0.98), (5, 0), **at)
     axis.set(xscale="log", xlabel="difference of a probability (log scale)", ylabel="probabilities")
+    axis.set_ylim(0, 1.25 * axis.get_ylim()[1])
     same = f"{apart.size:,} probabilities, {(apart == 0).sum():,} of them identical"
     heading(figure, f"File against model: {same}")
     return figure
@@ -88,21 +89,6 @@ def rounding(weights: np.ndarray, errors: Mapping[str, np.ndarray]) -> Figure:
     axes[1].set_ylabel("error relative to the weights")
     axes[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     axes[1].legend(frameon=False)
-    return figure
-
-
-def calls(times: Mapping[str, np.ndarray]) -> Figure:
-    """Milliseconds of each call, from the first one on, a line for each way; both axes logarithmic."""
-    figure, axis = plt.subplots(figsize=(9, 3.4))
-    for (name, spent), color in zip(times.items(), ("muted", "train", "accent"), strict=False):
-        axis.plot(np.arange(1, len(spent) + 1), spent, ".-", lw=1, ms=4, color=COLORS[color], label=name)
-    axis.set(xscale="log", yscale="log", xlabel="call (log scale)", ylabel="milliseconds (log scale)")
-    axis.minorticks_off()
-    for one in (axis.xaxis, axis.yaxis):
-        one.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        one.set_major_formatter("{x:g}")
-    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    heading(figure, "One image a call, from the first call on")
     return figure
 
 
