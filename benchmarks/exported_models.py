@@ -1,5 +1,6 @@
 """What do exported files gain, and what do they cost? Each shipped model by each runtime: size, speed and accuracy."""
 
+import functools
 import subprocess
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -23,17 +24,26 @@ from fmnist_utils.scale.engines import compile_frozen, find_compiler
 MODELS = ("small-cnn", "wide-resnet-16-4", "vgg16-block3-two-views")[: pick(smoke=1, cpu=3, full=3)]
 TEST, CALIBRATION = pick(smoke=(100, 32), cpu=(10_000, 512), full=(10_000, 512))
 BATCH = pick(smoke=1, cpu=64, full=64)
-CALLS, WARM_UP = pick(smoke=(10, 2), cpu=(300, 20), full=(300, 20))
+ROUNDS, CALLS, WARM_UP = pick(smoke=(2, 5, 2), cpu=(5, 100, 20), full=(5, 100, 20))
 THREADS = torch.get_num_threads()
 
 Network = Callable[[np.ndarray], np.ndarray]
+#: Images, uint8 [N, 28, 28], how many at once -> probabilities, float32 [N, 10]; seconds for each image, by call.
+Measure = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
-def timed(network: Network, batches: np.ndarray) -> tuple[np.ndarray, float]:
-    """(probabilities of all images, median seconds of a batch), after a few batches that do not count."""
-    each(network, batches[:WARM_UP])
-    probabilities, seconds = each(network, batches)
-    return np.concatenate(probabilities), float(np.median(seconds))
+def here(make: Callable[[int], Network]) -> Measure:
+    """Runs in this process what ``make`` gives for a batch size."""
+    make = functools.cache(make)
+
+    def measure(images: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        # The last batch is filled up with the first images. Not [:, None] for single ones, whose stride of 0 would make
+        # torch compile once more, without frozen weights.
+        batches = np.resize(images, (-(-len(images) // batch), batch, 28, 28))
+        probabilities, seconds = each(make(batch), batches)
+        return np.concatenate(probabilities)[: len(images)], np.array(seconds) / batch
+
+    return measure
 
 
 def in_torch(model: nn.Module, compiled: bool, batch: int) -> Network:
@@ -50,64 +60,66 @@ def in_torch(model: nn.Module, compiled: bool, batch: int) -> Network:
     return network
 
 
-def runs(name: str, images: np.ndarray, calibration: FashionMNIST, python: Path | None) -> Iterator[tuple]:
-    """(runtime, precision, size in MB, probabilities, median seconds of one image, of a batch of ``BATCH``)."""
+def ways(name: str, calibration: FashionMNIST, folder: str, python: Path | None) -> Iterator[tuple]:
+    """(runtime, precision, size in MB, ``Measure``) of everything that can run the model."""
     model = load_model(ROOT / "data" / "models" / name)
     whole, megabytes = nn.Sequential(model, nn.Softmax(1)).eval(), sum(p.nbytes for p in model.parameters()) / 1e6
-    # The last batch is filled up with the first images.
-    batches = np.resize(images, (-(-len(images) // BATCH), BATCH, 28, 28))
-
-    def measure(make: Callable[[int], Network]) -> tuple:
-        network = make(1)
-        # Not [:, None], whose stride of 0 would make torch compile once more, without frozen weights.
-        _, single = timed(network, images[:CALLS].reshape(-1, 1, 28, 28))
-        probabilities, many = timed(network if BATCH == 1 else make(BATCH), batches)
-        return probabilities[: len(images)], single, many
-
     for compiled in (False, True) if find_compiler() else (False,):
-        numbers = measure(lambda batch, compiled=compiled: in_torch(whole, compiled, batch))
-        yield f"PyTorch {'compiled' if compiled else 'eager'}", "float32", megabytes, *numbers
-    with TemporaryDirectory() as folder:
-        for precision, data in (("float32", None), ("int8", calibration)):
-            file = export_onnx(model, Path(folder, name), int8=data)
-            numbers = measure(lambda _, file=file: load_onnx(file, THREADS))
-            yield "ONNX Runtime", precision, file.stat().st_size / 1e6, *numbers
-        for precision in ("float32", "int8") if python else ():
-            file = export_litert(model, Path(folder, name), python=python, int8=precision == "int8")
-            probabilities, seconds = litert.interpret(file, images, python, THREADS)
-            single = float(np.median(seconds[WARM_UP:]))
-            yield "LiteRT", precision, file.stat().st_size / 1e6, probabilities, single, single * BATCH
+        make = functools.partial(in_torch, whole, compiled)
+        yield f"PyTorch {'compiled' if compiled else 'eager'}", "float32", megabytes, here(make)
+    for precision, data in (("float32", None), ("int8", calibration)):
+        file = export_onnx(model, Path(folder, name), int8=data)
+        yield "ONNX Runtime", precision, file.stat().st_size / 1e6, here(lambda _, file=file: load_onnx(file, THREADS))
+    for precision in ("float32", "int8") if python else ():
+        file = export_litert(model, Path(folder, name), python=python, int8=precision == "int8")
+        # One image at a time, whatever is asked for.
+        measure = functools.partial(lambda file, images, _: litert.interpret(file, images, python, THREADS), file)
+        yield "LiteRT", precision, file.stat().st_size / 1e6, measure
 
 
 def table(name: str, test: FashionMNIST, calibration: FashionMNIST, python: Path | None) -> list[dict]:
-    """The rows of one model."""
-    measured, labels = list(runs(name, test.images.numpy(), calibration, python)), test.labels.numpy()
-    expected = measured[0][3]  # PyTorch eager
-    rows = []
-    for runtime, precision, megabytes, probabilities, single, many in measured:
-        row = {"model": name, "runtime": runtime, "precision": precision, "file_mb": megabytes, "threads": THREADS}
-        row |= {"latency_ms": 1e3 * single, "images_per_second": BATCH / many}
-        row["accuracy"] = (probabilities.argmax(1) == labels).mean()
-        row["max_difference"] = np.abs(probabilities - expected).max()
-        row["same_class"] = (probabilities.argmax(1) == expected.argmax(1)).mean()
-        rows.append(row)
+    """The rows of one model. Single images are timed in rounds, each runtime once in each, so that none has the better
+    minutes; then each classifies all images."""
+    images, labels, rows = test.images.numpy(), test.labels.numpy(), []
+    with TemporaryDirectory() as folder:
+        every = list(ways(name, calibration, folder, python))
+        single = np.empty((ROUNDS, len(every)))
+        for spent in single:
+            for i, (*_, measure) in enumerate(every):
+                spent[i] = 1e3 * np.median(measure(images[: WARM_UP + CALLS], 1)[1][WARM_UP:])
+        for (runtime, precision, megabytes, measure), latencies in zip(every, single.T, strict=True):
+            probabilities, seconds = measure(images, BATCH)
+            if not rows:
+                expected = probabilities  # PyTorch eager's
+            right, before = probabilities.argmax(1) == labels, expected.argmax(1) == labels
+            row = {"model": name, "runtime": runtime, "precision": precision, "file_mb": megabytes, "threads": THREADS}
+            row |= {"latency_ms": np.median(latencies), "latency_ms_range": [latencies.min(), latencies.max()]}
+            row["images_per_second"] = 1 / np.median(seconds[min(WARM_UP, len(seconds) // 2) :])
+            row |= {"accuracy": right.mean(), "won": (right & ~before).sum(), "lost": (before & ~right).sum()}
+            row["max_difference"] = np.abs(probabilities - expected).max()
+            row["same_class"] = (probabilities.argmax(1) == expected.argmax(1)).mean()
+            rows.append(row)
+            print({key: value for key, value in row.items() if key != "model"}, flush=True)
     return rows
 
 
 def draw(rows: list[dict]) -> plt.Figure:
     """Latency as bars, accuracy written behind them."""
     use_style()
-    figure, axes = plt.subplots(1, len(MODELS), figsize=(6.2 * len(MODELS), 3.8), squeeze=False)
-    for axis, name in zip(axes[0], MODELS, strict=True):
+    figure, axes = plt.subplots(len(MODELS), 1, figsize=(8.5, 0.5 + 2.6 * len(MODELS)), squeeze=False)
+    for axis, name in zip(axes[:, 0], MODELS, strict=True):
         own = sorted((row for row in rows if row["model"] == name), key=lambda row: -row["latency_ms"])
         color = [COLORS["accent" if row["precision"] == "int8" else "train"] for row in own]
         names = [f"{row['runtime']}, {row['precision']}" for row in own]
         bars = axis.barh(names, [row["latency_ms"] for row in own], color=color)
-        axis.bar_label(bars, [f"{row['latency_ms']:.3g} ms, {row['accuracy']:.2%}" for row in own], padding=4)
-        axis.set_xlim(0, 1.6 * own[0]["latency_ms"])
-        axis.set_title(f"{name}: time for one image, test accuracy")
-        axis.set_xlabel(f"milliseconds, {THREADS} thread{'s' if THREADS > 1 else ''}")
+        for place, row in enumerate(own):  # the fastest and the slowest round
+            axis.plot(row["latency_ms_range"], [place, place], color="#222", lw=1.5)
+        texts = [f"{row['latency_ms']:.3g} ms, {row['accuracy']:.2%} right" for row in own]
+        widest = max(row["latency_ms_range"][1] for row in own)
+        axis.bar_label(bars, texts, padding=8)
+        axis.set(title=name, xlim=(0, 1.5 * widest))
         axis.grid(axis="y", visible=False)
+    axes[-1, 0].set_xlabel(f"milliseconds for one image, {THREADS} thread{'s' if THREADS > 1 else ''}")
     return figure
 
 
@@ -126,7 +138,14 @@ def main() -> None:
     first = {row["runtime"]: row for row in rows if row["model"] == MODELS[0] and row["precision"] == "float32"}
     latencies = (first[runtime]["latency_ms"] for runtime in ("ONNX Runtime", "PyTorch eager"))
     setting = f"{MODELS[0]}, one image, float32, {THREADS} threads: ONNX Runtime against PyTorch eager"
-    fields = {"test_images": TEST, "calibration_images": CALIBRATION, "batch": BATCH, "calls": CALLS, "rows": rows}
+    fields = {
+        "test_images": TEST,
+        "calibration_images": CALIBRATION,
+        "batch": BATCH,
+        "rounds": ROUNDS,
+        "calls": CALLS,
+        "rows": rows,
+    }
     fields |= {"packages": packages, "left_out": left_out}
     record("exported_models", setting, *latencies, "ms", figure=draw(rows), **fields)
 

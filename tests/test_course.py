@@ -7,9 +7,12 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 
+from fmnist_utils import ROOT
+from fmnist_utils.checkpoints import load_model
 from fmnist_utils.course import begin, check
 from fmnist_utils.course.checking import Number, Verdict, digest
 from fmnist_utils.data import load, train_val_split
+from fmnist_utils.explain.outliers import load_outliers
 from fmnist_utils.models import build_model
 
 
@@ -130,9 +133,88 @@ def test_02_3_a_shift_that_brings_nothing_back():
     assert check("02.3", torch.zeros(2)).level == "wrong"
 
 
-def test_answers_cannot_be_read_in_the_course():
-    from fmnist_utils import ROOT
+def test_07_1_a_test_of_two_programs_that_can_fail():
+    def right(expected, found, limit):
+        return bool((abs(found - expected) <= limit).all() and (found.argmax(1) == expected.argmax(1)).all())
 
+    assert check("07.1", right)
+    assert "one sign" in check("07.1", lambda a, b, limit: right(a, np.maximum(a, b), limit)).message
+    assert "two classes" in check("07.1", lambda a, b, limit: (abs(a - b) <= limit).all()).message
+
+    def forgets_nan(expected, found, limit):
+        apart, same = abs(found - expected), np.nan_to_num(found).argmax(1) == np.nan_to_num(expected).argmax(1)
+        return not (apart > limit).any() and same.all()
+
+    assert "not a number" in check("07.1", forgets_nan).message
+    for wrong in (
+        lambda a, b, limit: True,
+        lambda a, b, limit: False,
+        lambda a, b, limit: abs(a - b).mean() <= limit,
+        lambda a, b, limit: (a == b).all(),
+        lambda a, b: True,
+    ):
+        assert check("07.1", wrong).level == "wrong"
+    assert check("07.1", True).level == "wrong" and check("07.1", lambda *_: None).level == "open"
+
+
+def test_07_2_what_a_looser_limit_finds():
+    folder = ROOT / "data" / "models" / "small-cnn"
+    model, detector = load_model(folder), load_outliers(folder)
+    garments = train_val_split(train_val_split(load("train"))[1], 2_000)[0].subset(1_000).images
+    flagged = {}
+    for name, images in (("upright", garments), ("down", garments.flip(1))):
+        with torch.no_grad():  # the distance again, by solving instead of by the stored formula
+            x = model.eval().backbone(model.preprocess(images)).flatten(2).mean(2).double()
+        apart = x[:, None] - detector.means.double()
+        solved = torch.linalg.solve(torch.linalg.inv(detector.precision.double()), apart.flatten(0, 1).T).T
+        distance = (apart * solved.view_as(apart)).sum(2).amin(1)
+        share = (detector.distances.double()[None] >= distance[:, None]).double().mean(1)
+        flagged[name] = [100 * (share < limit).double().mean().item() for limit in (0.01, 0.05)]
+    one, five = flagged["down"]
+    assert check("07.2", five - one)
+    for slip in ((five - one) / 100, one - five, five, one, flagged["upright"][1] - flagged["upright"][0]):
+        assert check("07.2", slip).level == "nearly"
+    assert check("07.2", five - one + 2).level == "wrong"
+
+
+def test_07_3_mirroring_inside_the_file(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    model = load_model(ROOT / "data" / "models" / "small-cnn").eval()
+
+    class Asked(torch.nn.Module):
+        def __init__(self, answer):
+            super().__init__()
+            self.model, self.answer = model, answer
+            self.eval()
+
+        def forward(self, images):
+            return self.answer(self.model, images)
+
+    def exported(answer, **settings):
+        settings = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)} | settings
+        example = (torch.zeros(2, 28, 28, dtype=torch.uint8),)
+        names = {"input_names": ["images"], "output_names": ["probabilities"]}
+        made = torch.onnx.export(
+            Asked(answer), example, dynamo=True, external_data=False, verbose=False, **names, **settings
+        )
+        made.save(tmp_path / "file.onnx")
+        return check("07.3", tmp_path / "file.onnx")
+
+    assert exported(lambda m, x: (m(x).softmax(1) + m(x.flip(2)).softmax(1)) / 2)
+    assert "logits" in exported(lambda m, x: ((m(x) + m(x.flip(2))) / 2).softmax(1)).message
+    assert "once" in exported(lambda m, x: m(x).softmax(1)).message
+    assert "add up to 2" in exported(lambda m, x: m(x).softmax(1) + m(x.flip(2)).softmax(1)).message
+    assert "upside down" in exported(lambda m, x: (m(x).softmax(1) + m(x.flip(1)).softmax(1)) / 2).message
+    assert "one size" in exported(lambda m, x: m(x).softmax(1), dynamic_shapes=None).message
+    assert exported(lambda m, x: m(x)).level == "wrong"
+    for wrong in (tmp_path / "none.onnx", 0.93, str(tmp_path)):
+        assert check("07.3", wrong).level == "wrong"
+    (tmp_path / "junk.onnx").write_bytes(b"no network")
+    assert check("07.3", tmp_path / "junk.onnx").level == "wrong"
+
+
+def test_answers_cannot_be_read_in_the_course():
     text = "".join(path.read_text() for path in (ROOT / "fmnist_utils" / "course").glob("notebook_*.py"))
     for answer in ("2.4", "51", "0.766", ".sum(1", "torch.roll"):
         assert f" {answer}" not in text and f"={answer}" not in text

@@ -24,6 +24,7 @@ from fmnist_utils.checkpoints import load_model
 from fmnist_utils.export import __main__ as command
 from fmnist_utils.export import litert
 from fmnist_utils.export import onnx as export
+from fmnist_utils.export.facts import facts
 from fmnist_utils.models import build_model
 
 onnx = pytest.importorskip("onnx")
@@ -135,7 +136,11 @@ def test_anything_but_raw_images_is_refused(exported, wrong):
 
 def test_file_and_card_say_what_they_are(exported):
     file, printed = exported
-    assert sorted(path.name for path in file.parent.iterdir()) == ["small-cnn.onnx", "small-cnn.onnx.json"]
+    assert sorted(path.name for path in file.parent.iterdir()) == [
+        "classify.py",
+        "small-cnn.onnx",
+        "small-cnn.onnx.json",
+    ]
     network = onnx.load(file, load_external_data=False)
     onnx.checker.check_model(network, full_check=True)
     image, probability = network.graph.input[0], network.graph.output[0]
@@ -147,8 +152,8 @@ def test_file_and_card_say_what_they_are(exported):
     card = json.loads((file.parent / "small-cnn.onnx.json").read_text(encoding="utf-8"))
     content, source = file.read_bytes(), json.loads(SMALL_CNN.with_suffix(".json").read_text())
     assert card.pop("sha256") == hashlib.sha256(content).hexdigest() and card.pop("bytes") == len(content)
-    facts = {entry.key: entry.value for entry in network.metadata_props}
-    assert facts == {k: v if isinstance(v, str) else json.dumps(v) for k, v in card.items()}
+    inside = {entry.key: entry.value for entry in network.metadata_props}
+    assert inside == {k: v if isinstance(v, str) else json.dumps(v) for k, v in card.items()}
     assert card["labels"] == list(data.CLASSES) and "uint8 [B, 28, 28]" in card["input"]
     assert card["weights"] == "none" and card["licence"] == "MIT." and __version__ in card["course"]
     assert card["source_sha256"] == hashlib.sha256(SMALL_CNN.with_suffix(".safetensors").read_bytes()).hexdigest()
@@ -161,15 +166,17 @@ def test_file_and_card_say_what_they_are(exported):
 
 
 def test_licence_names_the_pretrained_weights_and_random_ones_stay_random(small_vgg):
-    facts = export._facts(small_vgg(), "float32", {"metrics": {"test_accuracy": 0.9}})
-    assert "CC BY 4.0" in facts["licence"] and facts["weights"].startswith("imagenet:")
-    assert facts["metrics_note"] == "Measured with torch in float32."
+    said = facts(small_vgg(), "float32", {"metrics": {"test_accuracy": 0.9}})
+    assert "CC BY 4.0" in said["licence"] and said["weights"].startswith("imagenet:")
+    assert said["metrics_note"] == "Measured with torch in float32."
     for name in ("vit_h_14", "vgg16"):
         other = SimpleNamespace(config={"name": name}, weights="own:0123456789ab", weights_origin="Fractals")
         expected = f"pretrained weights of {name} (Fractals): see their source"
-        assert expected in export._facts(other, "float32", {})["licence"]
-    facts = export._facts(small_vgg(weights=None), "float32", {"licence": "none of mine", "weights": "imagenet"})
-    assert facts["licence"] == "MIT." and facts["weights"] == "none" and "metrics_note" not in facts
+        assert expected in facts(other, "float32", {})["licence"]
+    said = facts(small_vgg(weights=None), "float32", {"licence": "none of mine", "weights": "imagenet"})
+    assert said["licence"] == "MIT." and said["weights"] == "none" and "metrics_note" not in said
+    said = facts(small_vgg(), "int8", {"metrics": {"test_accuracy": 0.9}})
+    assert said["metrics_note"].endswith("What int8 changes has not been measured for this file.")
 
 
 def test_int8_is_small_and_agrees_on_most_images(exported, quantised, real_images):
@@ -180,7 +187,12 @@ def test_int8_is_small_and_agrees_on_most_images(exported, quantised, real_image
     assert (found.argmax(1) == wanted.argmax(1)).mean() >= 0.98
     assert not np.array_equal(found, wanted)
     card = json.loads(small.with_name(small.name + ".json").read_text(encoding="utf-8"))
-    assert card["precision"] == "int8" and "float32" in card["metrics_note"]
+    assert card["precision"] == "int8" and "metrics_of_this_file" in card["metrics_note"]
+    test, own = data.load("test"), card["metrics_of_this_file"]
+    right = sum((run(small, part.numpy()).argmax(1) == labels.numpy()).sum()
+                for part, labels in zip(test.images.split(500), test.labels.split(500), strict=True))  # fmt: skip
+    assert own == {"test_accuracy": right / 10_000, "test_images": 10_000} and own != card["metrics"]
+    assert f"{right / 10_000:.2%} of 10,000 test images" in printed
     network = onnx.load(small)
     assert {entry.key for entry in network.metadata_props} == card.keys() - {"bytes", "sha256"}
     kinds = {tensor.data_type for tensor in network.graph.initializer if len(tensor.dims) > 1 and tensor.dims[0] > 1}
@@ -227,6 +239,43 @@ def test_an_error_leaves_nothing_half_written(exported, tmp_path, monkeypatch):
         "model.onnx": b"earlier",
         "model.onnx.json": b"{}",
     }
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # importing it fails
+from PIL import Image
+from fmnist_utils.app.photos import examine, read_image
+prepared = examine(read_image(open(sys.argv[1], "rb").read()))
+assert type(prepared.pixels).__name__ == "ndarray"
+Image.fromarray(prepared.pixels).save(sys.argv[2])
+"""
+
+
+def test_a_photograph_is_prepared_and_classified_without_torch(exported, real_images, tmp_path):
+    from PIL import Image
+
+    from fmnist_utils.app.photos import prepare
+
+    sneaker = real_images.images[int((real_images.labels == data.CLASSES.index("Sneaker")).nonzero()[0])]
+    photo = Image.new("RGB", (400, 300), (240, 235, 230))
+    photo.paste(Image.fromarray(255 - sneaker.numpy()).resize((196, 196)), (60, 40))
+    photo.save(tmp_path / "photo.png")
+    small = tmp_path / "small.png"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "photo.png"), str(small)]
+    subprocess.run(command, check=True, env=environment, cwd=tmp_path)
+    assert np.array_equal(np.asarray(Image.open(small)), prepare(photo)[0].numpy())  # the same with torch
+    file, _ = exported
+    # The example beside the file, away from the project, with torch and the package out of reach.
+    alone = "import sys, runpy; sys.modules.update(torch=None, fmnist_utils=None); del sys.argv[0]; "
+    alone += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", alone, file.with_name("classify.py"), file, small]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    wanted = run(file, np.asarray(Image.open(small))[None])[0]
+    first = said.stdout.splitlines()[0]
+    assert first == f"{data.CLASSES[wanted.argmax()]}: {wanted.max():.1%}" and "Sneaker" in first
+    assert len(said.stdout.splitlines()) == 3
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])

@@ -7,15 +7,17 @@ a street. Explained in ``notebooks/07_deployment.ipynb``.
 """
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 from fmnist_utils import check_name
 from fmnist_utils.app.cutout import cut_out, frame
 from fmnist_utils.app.decoding import FORMATS, MAX_BYTES, NOTE, ORIENTATION, SIDE, BadImage, plain, read_image
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["FORMATS", "MAX_BYTES", "SIDE", "STEPS", "BadImage", "examine", "prepare", "read_image"]
 SIZE = 28
@@ -32,17 +34,18 @@ STEPS: dict[str, str] = {
 
 
 class Prepared(NamedTuple):
-    """``pixels``, uint8 [28, 28], as the models take it; the ``stages`` on the way as (what was done, picture); and
+    """``pixels``, uint8 [28, 28], as the models take it, an array where torch is not installed; the ``stages`` on the
+    way as (what was done, picture); and
     ``doubt``, empty, or why there is no single garment in the picture, as the end of a sentence."""
 
-    pixels: torch.Tensor
+    pixels: "torch.Tensor"
     stages: list[tuple[str, Image.Image]]
     doubt: str
 
 
 def prepare(
     image: Image.Image, steps: Collection[str] = tuple(STEPS)
-) -> tuple[torch.Tensor, list[tuple[str, Image.Image]]]:
+) -> tuple["torch.Tensor", list[tuple[str, Image.Image]]]:
     """``uint8 [28, 28]`` as the models take it, and the stages on the way as (what was done, picture).
 
     The last stage is the 28×28 picture itself. ``image`` may have any mode, such as a photograph from
@@ -72,7 +75,7 @@ def examine(image: Image.Image, steps: Collection[str] = tuple(STEPS), turns: in
     if (ready := _ready(image)) is not None:
         stages.append(("Already 28×28 on black: left as it is", ready))
         doubt = "" if ready.getextrema()[1] > 32 else "nothing stands out from the ground"
-        return Prepared(torch.from_numpy(np.array(ready)), stages, doubt)
+        return Prepared(_tensor(ready), stages, doubt)
 
     image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
     cut, grey = cut_out(image.convert("RGB")), image.convert("L")
@@ -88,7 +91,16 @@ def examine(image: Image.Image, steps: Collection[str] = tuple(STEPS), turns: in
         grey = _placed(grey, cut.box, steps, edge, stages)
     small = _to_size(grey, "aspect" in steps, "centre" in steps, edge)
     stages.append(("28×28 pixels: what the network gets", small))
-    return Prepared(torch.from_numpy(np.array(small)), stages, cut.doubt)
+    return Prepared(_tensor(small), stages, cut.doubt)
+
+
+def _tensor(image: Image.Image):
+    pixels = np.array(image)
+    try:  # programs that run exported files need nothing else of torch
+        import torch
+    except ImportError:
+        return pixels
+    return torch.from_numpy(pixels)
 
 
 def _placed(grey: Image.Image, box: tuple, steps: Collection[str], edge: int, stages: list) -> Image.Image:

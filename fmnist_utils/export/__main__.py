@@ -1,6 +1,8 @@
 """``python -m fmnist_utils.export``: a trained model as one ONNX or LiteRT file."""
 
 import argparse
+import json
+import shutil
 from pathlib import Path
 
 from fmnist_utils import check_name
@@ -36,10 +38,17 @@ def main() -> None:
     if arguments.litert:
         file = export_litert(model, arguments.folder / path.name, python=python, int8=arguments.int8, **card)
     else:
-        images = train_val_split(load("train"))[0].subset(512) if arguments.int8 else None
-        file = export_onnx(model, arguments.folder / path.name, int8=images, **card)
+        if arguments.int8:  # whose accuracy is its own
+            card |= {"int8": train_val_split(load("train"))[0].subset(512), "test": load("test")}
+        file = export_onnx(model, arguments.folder / path.name, **card)
+        shutil.copyfile(Path(__file__).with_name("classify.py"), file.with_name("classify.py"))
     against_torch = parity(model, file, load("test").subset(256), python=python)
     print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB) and its card {file.name}.json")
+    if file.suffix == ".onnx":
+        print(f"python {file.with_name('classify.py')} {file} PICTURE uses it without torch")
+        own = json.loads(file.with_name(f"{file.name}.json").read_text(encoding="utf-8")).get("metrics_of_this_file")
+        if own:
+            print(f"its own accuracy: {own['test_accuracy']:.2%} of {own['test_images']:,} test images, not mirrored")
     print(
         f"against torch on 256 test images: probabilities differ by at most {against_torch['max_difference']:.1g}, "
         f"same class for {against_torch['same_class']:.1%}"

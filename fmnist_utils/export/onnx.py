@@ -18,31 +18,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from fmnist_utils import __version__
 from fmnist_utils.checkpoints import save_model
 from fmnist_utils.data import CLASSES, FashionMNIST, replacing
 from fmnist_utils.evaluate import predict
 from fmnist_utils.export import litert
+from fmnist_utils.export.facts import facts
 from fmnist_utils.models import Classifier
 from fmnist_utils.sources.files import file_sha256
 
 __all__ = ["export_litert", "export_onnx", "load_onnx", "parity"]
 
-INPUT = (
-    'Input "images": uint8 [{0}, 28, 28], rows from the top, 0 = black background, bright garment, like Fashion-MNIST; '
-    'resizing and normalising are inside. Output "probabilities": float32 [{0}, 10], in the order of the labels.'
-)
-_LIMITS = (
-    "Ten classes of one shop's product pictures: whatever it is given, it names one of them. Not measured on photos "
-    "of worn clothes. Measure it on pictures like yours before you rely on it."
-)
-_VGG16_LICENCE = (
-    "MIT. Holds VGG16's ImageNet weights by Karen Simonyan and Andrew Zisserman, University of Oxford (CC BY 4.0, "
-    "https://creativecommons.org/licenses/by/4.0/), in another format and, where trained further, changed."
-)
 
-
-def export_onnx(model: Classifier, path: str | Path, *, int8: FashionMNIST | None = None, **card) -> Path:
+def export_onnx(
+    model: Classifier, path: str | Path, *, int8: FashionMNIST | None = None, test: FashionMNIST | None = None, **card
+) -> Path:
     """Write ``<path>.onnx`` with all weights, and ``<path>.onnx.json``, its card; returns the path of the first.
 
     The network in the file takes ``images``, uint8 [B, 28, 28] with any B, and gives ``probabilities``, float32
@@ -54,6 +43,9 @@ def export_onnx(model: Classifier, path: str | Path, *, int8: FashionMNIST | Non
     ``int8``, a few hundred *training* images, makes it ``<path>-int8.onnx``: convolutions and fully connected layers
     compute in 8 bits, with one scale per channel of the weights and ranges of activations as on these images (static
     post-training quantisation; Jacob et al., 2018, arXiv:1712.05877). Measure what that costs with :func:`parity`.
+
+    With ``test`` images, the accuracy of the file itself on them is counted and goes into both as
+    ``metrics_of_this_file``.
 
     Existing files are replaced once both new ones are complete. Raises ``ImportError`` with what to install.
     """
@@ -82,13 +74,16 @@ def export_onnx(model: Classifier, path: str | Path, *, int8: FashionMNIST | Non
         part.ClearField("metadata_props")
     if int8 is not None:
         network = _quantised(network, int8)
-    facts = _facts(model, "float32" if int8 is None else "int8", card)
-    facts["opset"] = next(opset.version for opset in network.opset_import if opset.domain in ("", "ai.onnx"))
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    if test is not None:
+        hits = _run(network.SerializeToString(), test.images).argmax(1) == test.labels.numpy()
+        card["metrics_of_this_file"] = {"test_accuracy": round(float(hits.mean()), 6), "test_images": len(test)}
+    about = facts(model, "float32" if int8 is None else "int8", card)
+    about["opset"] = next(opset.version for opset in network.opset_import if opset.domain in ("", "ai.onnx"))
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     onnx.helper.set_model_props(network, texts)
 
     file = _named(path, ".onnx", int8 is not None)
-    with _with_card(file, facts) as temporary:
+    with _with_card(file, about) as temporary:
         temporary.write_bytes(network.SerializeToString())
     return file
 
@@ -108,26 +103,28 @@ def export_litert(model: Classifier, path: str | Path, *, python: Path, int8: bo
             f"This network takes images of {side}×{side} pixels, and LiteRT's converter has no antialiased resizing to "
             "fewer pixels: build it with an image_size of 28 or more, or export it to ONNX."
         )
-    facts = _facts(model, "int8" if int8 else "float32", card, batch="1")
+    about = facts(model, "int8" if int8 else "float32", card, batch="1")
     file = _named(path, ".tflite", int8)
-    with TemporaryDirectory() as folder, _with_card(file, facts) as temporary:
+    with TemporaryDirectory() as folder, _with_card(file, about) as temporary:
         save_model(model, Path(folder, "model"))
         litert.convert(Path(folder, "model"), temporary, python, int8)
         with ZipFile(temporary, "a") as archive:  # ZipInfo: the same date in every file
-            archive.writestr(ZipInfo("card.json"), json.dumps(facts, indent=1))
+            archive.writestr(ZipInfo("card.json"), json.dumps(about, indent=1))
             archive.writestr(ZipInfo("labels.txt"), "\n".join(CLASSES))
     return file
 
 
-def load_onnx(path: str | Path, threads: int = 1) -> Callable[[np.ndarray], np.ndarray]:
-    """An ONNX file as a function, uint8 [B, 28, 28] -> float32 [B, 10], run by ONNX Runtime on the CPU.
+def load_onnx(path: str | Path | bytes, threads: int = 1) -> Callable[[np.ndarray], np.ndarray]:
+    """An ONNX file, or its content, as a function: uint8 [B, 28, 28] -> float32 [B, 10], by ONNX Runtime on the CPU.
 
     Raises ``ImportError`` with what to install.
     """
     onnxruntime = _package("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        path if isinstance(path, bytes) else str(path), options, providers=["CPUExecutionProvider"]
+    )
     return lambda images: session.run(None, {"images": images})[0]
 
 
@@ -138,12 +135,10 @@ def parity(model: Classifier, path: str | Path, data: FashionMNIST, *, python: P
     predicted class. ONNX Runtime runs the first, LiteRT's interpreter the second, under ``python`` or else what
     :func:`fmnist_utils.export.litert.find` finds. Raises ``ImportError`` or ``ValueError`` with what to install.
     """
-    threads = torch.get_num_threads()
     if Path(path).suffix == ".onnx":
-        network = load_onnx(path, threads)
-        found = np.concatenate([network(part.numpy()) for part in data.images.split(50)])
+        found = _run(path, data.images)
     elif python := python or litert.find():
-        found, _ = litert.interpret(path, data.images.numpy(), python, threads)
+        found, _ = litert.interpret(path, data.images.numpy(), python, torch.get_num_threads())
     else:
         raise ValueError(f"{path} needs LiteRT's environment: python -m fmnist_utils.export NAME --litert makes it.")
     expected = predict(model, data)
@@ -153,17 +148,23 @@ def parity(model: Classifier, path: str | Path, data: FashionMNIST, *, python: P
     }
 
 
+def _run(network: str | Path | bytes, images: torch.Tensor) -> np.ndarray:
+    """Probabilities, float32 [N, 10], by ONNX Runtime."""
+    run = load_onnx(network, torch.get_num_threads())
+    return np.concatenate([run(part.numpy()) for part in images.split(50)])
+
+
 def _named(path: str | Path, ending: str, int8: bool) -> Path:
     return Path(path).with_name(Path(path).name.removesuffix(ending) + ("-int8" if int8 else "") + ending)
 
 
 @contextmanager
-def _with_card(file: Path, facts: dict) -> Iterator[Path]:
+def _with_card(file: Path, about: dict) -> Iterator[Path]:
     """A temporary name for ``file``; it and its card replace earlier ones once both are complete."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as temporary, replacing(file.with_name(f"{file.name}.json")) as text:
         yield temporary
-        card = facts | {"bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
+        card = about | {"bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
         text.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8", newline="\n")
 
 
@@ -172,35 +173,6 @@ def _package(name: str) -> ModuleType:
         return import_module(name)
     except ImportError as error:
         raise ImportError(f'{name} is not installed: pip install "fmnist-utils[export]"') from error
-
-
-def _facts(model: Classifier, precision: str, card: dict, batch: str = "B") -> dict:
-    """``card`` and what the file itself should say to somebody who finds it alone."""
-    card = dict(card)
-    mirrored = card.pop("mirror", False)
-    if "metrics" in card:
-        card["metrics_note"] = "Measured with torch in float32."
-        if mirrored:
-            card["metrics_note"] += (
-                " They belong to the mean over each image and its mirror image; this file does not mirror: give it "
-                "both and average."
-            )
-    name, licence = model.config["name"], "MIT."
-    if model.weights != "none":
-        other = (
-            f"MIT. Built on pretrained weights of {name} ({model.weights_origin}): see their source for their licence."
-        )
-        licence = _VGG16_LICENCE if name == "vgg16" and model.weights_origin == "ImageNet" else other
-    return card | {
-        "course": f"Fashion-MNIST transfer learning, fmnist_utils {__version__}",
-        "labels": list(CLASSES),
-        "input": INPUT.format(batch),
-        "limits": _LIMITS,
-        "precision": precision,
-        "weights": model.weights,
-        "licence": licence,
-        "model": model.config,
-    }
 
 
 def _quantised(network, images: FashionMNIST):
