@@ -1027,6 +1027,8 @@ def test_while_it_works_it_says_so_and_the_answer_comes_into_sight(page):
     page.route("**/_dash-update-component*", lambda route: asked.append(route))
     page.locator(".thumb").first.click()
     page.wait_for_selector("#results[aria-busy=true]")
+    while not asked:
+        page.wait_for_timeout(50)
     page.unroute("**/_dash-update-component*")
     for route in asked:
         route.continue_()
@@ -1054,6 +1056,7 @@ def test_row_of_the_history_opens_its_picture_again(page):
     page.get_by_role("button", name=second, exact=True).click()
     page.wait_for_function("document.querySelector('#results .name').innerText == 'trousers.jpg'")
     assert page.locator("#results h2").inner_text() == said and page.locator(".stages img").count() > 3
+    page.wait_for_function("document.querySelector('#table tbody .name').innerText == 'trousers.jpg'")
     assert rows(page, 2) == ["trousers.jpg", first]  # the same rows: what is open stands first
     page.reload()  # then the file is gone, but not what the network got of it
     page.locator("#table .name", has_text="trousers.jpg").click()
