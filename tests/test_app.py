@@ -555,12 +555,18 @@ def browser():
         browser.close()
 
 
+def new_page(browser, **options):
+    """A page that waits longer than usual: a busy machine is no error."""
+    page = browser.new_page(**options)
+    page.set_default_timeout(120_000)
+    return page
+
+
 @pytest.fixture
 def page(server, browser):
     """The first page at 1280 px, light; nothing may go wrong in it or be asked of any other computer."""
     # Playwright's own waiting evaluates text, which the page's policy forbids; one test below leaves it in force.
-    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light", bypass_csp=True)
-    page.set_default_timeout(60_000)
+    page = new_page(browser, viewport={"width": 1280, "height": 900}, color_scheme="light", bypass_csp=True)
     problems = []
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -687,7 +693,7 @@ def give(page, kind: str, garment: str) -> None:
 
 
 def test_what_the_server_refuses_as_too_large_gets_a_sentence(server, browser):
-    page = browser.new_page(bypass_csp=True)  # not the fixture's, which allows no error on the console
+    page = new_page(browser, bypass_csp=True)  # not the fixture's, which allows no error on the console
     page.goto(server[0])
     page.wait_for_selector(".thumb")
     page.route("**/_dash-update-component*", lambda route: route.fulfill(status=413, body="<html>of some proxy</html>"))
@@ -724,7 +730,7 @@ def test_what_is_too_large_is_still_said_when_the_others_are_answered(page):
 
 
 def test_after_an_answer_that_never_came_the_next_one_does(server, browser):
-    page = browser.new_page(bypass_csp=True)
+    page = new_page(browser, bypass_csp=True)
     page.goto(server[0])
     page.wait_for_selector(".thumb")
     page.route("**/_dash-update-component*", lambda route: route.abort(), times=1)
@@ -754,7 +760,7 @@ def test_turn_button(page):
 
 
 def test_policy_in_force_hinders_nothing(server, browser):
-    page, problems = browser.new_page(), []
+    page, problems = new_page(browser), []
     page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto(server[0])
@@ -774,7 +780,7 @@ def test_behind_a_prefix_links_and_files_stay_inside(browser, tmp_path):
     try:
         address = re.search(r"http://\S+", process.stdout.readline())[0]
         assert address.endswith("/shop")
-        page, outside = browser.new_page(bypass_csp=True), []
+        page, outside = new_page(browser, bypass_csp=True), []
         inside = (f"{address}/", "data:", "blob:")
         page.on("request", lambda asked: None if asked.url.startswith(inside) else outside.append(asked.url))
         page.goto(f"{address}/")
@@ -1002,7 +1008,7 @@ def test_every_tab_stop_has_a_name_and_the_first_skips(page):
 
 
 def test_titles_and_addresses(server, browser):
-    page = browser.new_page(bypass_csp=True)
+    page = new_page(browser, bypass_csp=True)
     titles = {}
     for path, status in (("/", 200), ("/quality", 200), ("/quality/", 200), ("/nowhere", 404), ("/a/quality", 404)):
         assert page.goto(server[0] + path).status == status
@@ -1021,6 +1027,8 @@ def test_while_it_works_it_says_so_and_the_answer_comes_into_sight(page):
     page.route("**/_dash-update-component*", lambda route: asked.append(route))
     page.locator(".thumb").first.click()
     page.wait_for_selector("#results[aria-busy=true]")
+    while not asked:
+        page.wait_for_timeout(50)
     page.unroute("**/_dash-update-component*")
     for route in asked:
         route.continue_()
@@ -1048,6 +1056,7 @@ def test_row_of_the_history_opens_its_picture_again(page):
     page.get_by_role("button", name=second, exact=True).click()
     page.wait_for_function("document.querySelector('#results .name').innerText == 'trousers.jpg'")
     assert page.locator("#results h2").inner_text() == said and page.locator(".stages img").count() > 3
+    page.wait_for_function("document.querySelector('#table tbody .name').innerText == 'trousers.jpg'")
     assert rows(page, 2) == ["trousers.jpg", first]  # the same rows: what is open stands first
     page.reload()  # then the file is gone, but not what the network got of it
     page.locator("#table .name", has_text="trousers.jpg").click()
@@ -1059,7 +1068,7 @@ def test_row_of_the_history_opens_its_picture_again(page):
 
 
 def test_little_goes_over_the_wire(server, browser):
-    page = browser.new_page(bypass_csp=True)
+    page = new_page(browser, bypass_csp=True)
     session = page.context.new_cdp_session(page)
     session.send("Network.enable")
     sizes = []

@@ -182,6 +182,23 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("missing", [1, 2])
+def test_jpeg_that_lacks_its_last_bytes_is_read_with_a_note(missing, progressive):
+    whole = encoded(shirt(), "JPEG", progressive=progressive)
+    assert whole.endswith(b"\xff\xd9")
+    cut = read_image(whole[:-missing])
+    assert cut.info["note"].startswith("its last bytes are missing")
+    np.testing.assert_array_equal(np.asarray(cut), np.asarray(read_image(whole)))
+
+
+@pytest.mark.parametrize("missing", [12, 40, 200, 1000])
+def test_jpeg_that_lacks_pixels_is_not_read(missing):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300), np.uint8))
+    with pytest.raises(BadImage, match="damaged or incomplete"):
+        read_image(encoded(noise, "JPEG")[:-missing])
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_refused_in_one_or_two_sentences_with_little_memory(case):

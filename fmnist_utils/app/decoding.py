@@ -38,7 +38,8 @@ class BadImage(ValueError):
 def read_image(data: bytes, name: str = "image", max_bytes: int = MAX_BYTES) -> Image.Image:
     """The picture in a file's bytes, mode L, RGB or RGBA, its longest side at most ``SIDE`` pixels.
 
-    ``info`` holds nothing but the EXIF orientation and a note where only the first of several frames is used. Size and
+    ``info`` holds nothing but the EXIF orientation and a note where only the first of several frames is used, or a JPEG
+    breaks off behind its last pixel. Size and
     number of pixels are checked before any pixel is decoded, one picture is decoded at a time, nothing is written to
     disk, and ``name`` is only quoted. Raises :class:`BadImage` for whatever is not a complete picture in one of
     ``FORMATS``, is larger than ``max_bytes`` or ``MAX_PIXELS``, or has a side below ``MIN_SIDE``.
@@ -81,8 +82,14 @@ def _decode(data: bytes, shown: str) -> Image.Image:
     if image.format in ("JPEG", "MPO") and (scans := data.count(b"\xff\xda")) > _most_scans(image):
         raise BadImage(f"“{shown}” is a JPEG in {scans} scans, far more than a picture needs. Save it again.")
     animated = image.format in ("PNG", "WEBP", "GIF") and getattr(image, "is_animated", False)
+    note = "animated: its first frame" if animated else ""
     image.draft(None, (SIDE, SIDE))  # a JPEG is decoded at an eighth of its size where that is enough
-    image.load()
+    try:
+        image.load()
+    except OSError:
+        if image.format not in ("JPEG", "MPO"):
+            raise
+        image, note = _without_end(data), "its last bytes are missing, but no pixels"
     exif = Image.Exif()
     with contextlib.suppress(Exception):  # a sound picture may have a junk note about its orientation
         exif[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
@@ -90,8 +97,24 @@ def _decode(data: bytes, shown: str) -> Image.Image:
     image.thumbnail((4 * SIDE, 4 * SIDE), Image.Resampling.NEAREST, reducing_gap=None)
     image = plain(image)
     image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
-    image.info = {"exif": exif.tobytes()} | ({NOTE: "animated: its first frame"} if animated else {})
+    image.info = {"exif": exif.tobytes()} | ({NOTE: note} if note else {})
     return image
+
+
+def _without_end(data: bytes) -> Image.Image:
+    """A JPEG that breaks off behind its last pixel: what follows makes no difference then, and before it would.
+
+    Raises ``OSError`` where pixels are missing.
+    """
+    ends = []
+    for more in (b"", 64 * b"\x5a\xa5"):
+        image = Image.open(io.BytesIO(data.rstrip(b"\xff") + more + b"\xff\xd9"), formats=("JPEG",))
+        image.draft(None, (SIDE, SIDE))
+        image.load()
+        ends.append(image)
+    if ends[0].tobytes() != ends[1].tobytes():
+        raise OSError("pixels are missing")
+    return ends[0]
 
 
 def _without_remarks(data: bytes) -> bytes:
