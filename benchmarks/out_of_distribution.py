@@ -147,9 +147,9 @@ def main() -> None:
     record(
         "out_of_distribution",
         setting,
-        means[best],
-        means[BASELINE],
-        "AUROC",
+        100 * means[best],
+        100 * means[BASELINE],
+        "% AUROC",
         figure=auroc_figure(reports, CHOOSING),
         **fields,
     )

@@ -170,6 +170,11 @@ def check_exported_models(found: dict) -> None:
     assert (rows.xs("float32", level="precision").max_difference < 1e-4).all()
     assert (rows.same_class >= 0.95).all()  # of 100 images
     assert rows.loc[("PyTorch eager", "float32"), ["max_difference", "same_class"]].tolist() == [0, 1]
+    gains = (rows.won - rows.lost) / found["test_images"]
+    np.testing.assert_allclose(gains, rows.accuracy - rows.accuracy["PyTorch eager", "float32"], atol=1e-4)
+    assert all(
+        low <= middle <= high for (low, high), middle in zip(rows.latency_ms_range, rows.latency_ms, strict=True)
+    )
 
 
 def check_app_load(found: dict) -> None:
@@ -182,6 +187,14 @@ def check_out_of_distribution(found: dict) -> None:
     for table in found["auroc"].values():
         assert table.keys() == {*found["chosen_on"], *found["held_out"]}
         assert all(0 <= value <= 1 for value in numbers_in(table))
+    held = [[own[kind] for kind in found["held_out"]] for own in found["auroc"].values()]
+    means = [
+        np.mean([[kind[score] for kind in own] for own in held])
+        for score in ("Mahalanobis distance", "maximum softmax")
+    ]
+    np.testing.assert_allclose([found["ours"], found["reference"]], 100 * np.array(means), atol=0.01)
+    low, high = found["gain_interval"]
+    assert low < means[0] - means[1] < high
     # Pixels in random order are no garment for any model.
     assert found["auroc"]["small-cnn"]["shuffled garments"]["Mahalanobis distance"] > 0.9
 

@@ -105,3 +105,67 @@ def test_pictures_keep_their_values_and_names():
     assert [axis.get_title("center") for axis in figure.axes] == ["x", "y", "z", "", "", ""]
     assert [axis.get_ylabel() for axis in figure.axes][::3] == ["a", "b"]
     assert all((axis.images[0].get_array() == image).all() for axis, image in zip(figure.axes, images, strict=True))
+
+
+def test_shares_draws_each_interval_from_low_to_high():
+    found = pd.DataFrame({"share": [0.9, 0.2], "low": [0.8, 0.1], "high": [0.95, 0.4]}, index=["right", "wrong"])
+    axis = plots.shares(found, "title", "accuracy", marked=["right"]).axes[0]
+    ends = [segment[:, 0].tolist() for segment in axis.collections[0].get_segments()]
+    assert np.allclose(ends, [[0.8, 0.95], [0.1, 0.4]])
+    assert [text.get_text() for text in axis.texts] == ["90%", "20%"]
+    assert len({bar.get_facecolor() for bar in axis.patches}) == 2
+
+
+def test_operators_draws_a_box_for_each_and_names_the_parts():
+    parts = {"preprocessing": ["Cast", "Mul"], "convolutions": ["Conv", "Relu", "MaxPool"], "head": ["Gemm"]}
+    axis = plots.operators(parts, ("images", "probabilities")).axes[0]
+    said = [text.get_text() for text in axis.texts]
+    assert len(axis.patches) == 6 and set(said) >= {*parts, "Cast", "Gemm", "in: images", "out: probabilities"}
+
+
+def test_differences_counts_what_is_identical():
+    figure = plots.differences(np.array([0, 0, 1e-7, 2e-8]), 1e-4)
+    assert "4 probabilities, 2 of them identical" in figure._suptitle.get_text()
+    assert sum(bar.get_height() for bar in figure.axes[0].patches) == 2
+
+
+def test_rounding_shows_the_quietest_filter_and_the_loss_of_all():
+    weights = np.array([[1.0, -2.0], [0.1, 0.2], [4.0, 3.0]], np.float32).reshape(3, 2, 1, 1)
+    error = np.full_like(weights, 0.1)
+    left, right = plots.rounding(weights, {"all": error, "each": error / 10}).axes
+    assert "no. 1" in left.get_title() and np.allclose(left.lines[0].get_xdata(), [0.1, 0.2])
+    lost = 0.1 * np.sqrt(2) / np.linalg.norm(weights.reshape(3, 2), axis=1)
+    assert np.allclose(right.lines[0].get_ydata(), lost) and np.allclose(right.lines[1].get_ydata(), lost / 10)
+
+
+def test_latencies_draws_the_range_of_the_rounds():
+    row = {"model": "m", "runtime": "R", "precision": "int8", "latency_ms": 2.0, "latency_ms_range": [1.5, 4.0]}
+    axis = plots.latencies(
+        pd.DataFrame([row, row | {"runtime": "slow", "latency_ms": 9, "latency_ms_range": [8, 9.5]}])
+    )
+    axis = axis.axes[0]
+    assert [line.get_xdata().tolist() for line in axis.lines if len(line.get_xdata()) == 2] == [[8, 9.5], [1.5, 4.0]]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["slow, int8", "R, int8"]
+
+
+def test_auroc_marks_the_mean_of_the_models_and_what_chose():
+    kinds, names = ["digits", "noise"], ["a", "b", "c", "d", "e"]
+    reports = {m: pd.DataFrame(value, index=kinds, columns=names) for m, value in (("x", 0.8), ("y", 1.0))}
+    axis = plots.auroc(reports, ["digits"]).axes[0]
+    marks = [line.get_xdata() for line in axis.lines if line.get_label() in names]
+    assert len(marks) == 5 and np.allclose(marks, 0.9)
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["digits *", "noise"]
+
+
+def test_stages_has_a_row_for_each_photograph_and_leaves_gaps_empty():
+    picture = np.zeros((4, 4), np.uint8)
+    figure = plots.stages({"long": [("as it came", picture), ("cut", picture)], "short": [("as it came", picture)]})
+    assert [len(axis.images) for axis in figure.axes] == [1, 1, 1, 0]
+    assert figure.axes[1].get_title() == "cut" and figure.axes[2].get_ylabel() == "short"
+
+
+def test_outcomes_of_a_kind_fill_its_bar():
+    kinds = pd.DataFrame({"a": [0.5, 0], "b": [0.1, 0.2], "c": [0.3, 0.3], "d": [0.1, 0.5]}, index=["wood", "none"])
+    axis = plots.outcomes(kinds, "title").axes[0]
+    ends = [bar.get_x() + bar.get_width() for bar in axis.patches[-2:]]
+    assert np.allclose(ends, 1) and [label.get_text() for label in axis.get_yticklabels()] == ["wood", "none"]
