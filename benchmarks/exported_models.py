@@ -7,8 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 from common import each, options, record, splits
 from torch import nn
@@ -18,7 +18,8 @@ from fmnist_utils.checkpoints import load_model
 from fmnist_utils.data import FashionMNIST
 from fmnist_utils.export import litert
 from fmnist_utils.export.onnx import export_litert, export_onnx, load_onnx
-from fmnist_utils.plots import COLORS, use_style
+from fmnist_utils.plots import latencies as latencies_figure
+from fmnist_utils.plots import use_style
 from fmnist_utils.scale.engines import compile_frozen, find_compiler
 
 MODELS = ("small-cnn", "wide-resnet-16-4", "vgg16-block3-two-views")[: pick(smoke=1, cpu=3, full=3)]
@@ -103,28 +104,9 @@ def table(name: str, test: FashionMNIST, calibration: FashionMNIST, python: Path
     return rows
 
 
-def draw(rows: list[dict]) -> plt.Figure:
-    """Latency as bars, accuracy written behind them."""
-    use_style()
-    figure, axes = plt.subplots(len(MODELS), 1, figsize=(8.5, 0.5 + 2.6 * len(MODELS)), squeeze=False)
-    for axis, name in zip(axes[:, 0], MODELS, strict=True):
-        own = sorted((row for row in rows if row["model"] == name), key=lambda row: -row["latency_ms"])
-        color = [COLORS["accent" if row["precision"] == "int8" else "train"] for row in own]
-        names = [f"{row['runtime']}, {row['precision']}" for row in own]
-        bars = axis.barh(names, [row["latency_ms"] for row in own], color=color)
-        for place, row in enumerate(own):  # the fastest and the slowest round
-            axis.plot(row["latency_ms_range"], [place, place], color="#222", lw=1.5)
-        texts = [f"{row['latency_ms']:.3g} ms, {row['accuracy']:.2%} right" for row in own]
-        widest = max(row["latency_ms_range"][1] for row in own)
-        axis.bar_label(bars, texts, padding=8)
-        axis.set(title=name, xlim=(0, 1.5 * widest))
-        axis.grid(axis="y", visible=False)
-    axes[-1, 0].set_xlabel(f"milliseconds for one image, {THREADS} thread{'s' if THREADS > 1 else ''}")
-    return figure
-
-
 def main() -> None:
     options(__doc__)
+    use_style()
     python, left_out, packages = litert.find(), [], {"onnxruntime": version("onnxruntime")}
     if python:
         ask = "from importlib.metadata import version; print(version('ai-edge-litert'))"
@@ -147,7 +129,7 @@ def main() -> None:
         "rows": rows,
     }
     fields |= {"packages": packages, "left_out": left_out}
-    record("exported_models", setting, *latencies, "ms", figure=draw(rows), **fields)
+    record("exported_models", setting, *latencies, "ms", figure=latencies_figure(pd.DataFrame(rows)), **fields)
 
 
 if __name__ == "__main__":

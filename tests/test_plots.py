@@ -140,12 +140,14 @@ def test_rounding_shows_the_quietest_filter_and_the_loss_of_all():
 
 def test_latencies_draws_the_range_of_the_rounds():
     row = {"model": "m", "runtime": "R", "precision": "int8", "latency_ms": 2.0, "latency_ms_range": [1.5, 4.0]}
+    row["accuracy"] = 0.9324
     axis = plots.latencies(
         pd.DataFrame([row, row | {"runtime": "slow", "latency_ms": 9, "latency_ms_range": [8, 9.5]}])
     )
     axis = axis.axes[0]
     assert [line.get_xdata().tolist() for line in axis.lines if len(line.get_xdata()) == 2] == [[8, 9.5], [1.5, 4.0]]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["slow, int8", "R, int8"]
+    assert axis.texts[1].get_text().strip() == "2 ms, 93.24% right"
 
 
 def test_auroc_marks_the_mean_of_the_models_and_what_chose():

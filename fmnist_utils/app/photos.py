@@ -35,8 +35,8 @@ STEPS: dict[str, str] = {
 
 class Prepared(NamedTuple):
     """``pixels``, uint8 [28, 28], as the models take it, an array where torch is not installed; the ``stages`` on the
-    way as (what was done, picture); and
-    ``doubt``, empty, or why there is no single garment in the picture, as the end of a sentence."""
+    way as (what was done, picture); and ``doubt``, empty, or why there is no single garment in the picture, as the end
+    of a sentence."""
 
     pixels: "torch.Tensor"
     stages: list[tuple[str, Image.Image]]

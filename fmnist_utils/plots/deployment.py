@@ -95,7 +95,7 @@ def rounding(weights: np.ndarray, errors: Mapping[str, np.ndarray]) -> Figure:
 def latencies(rows: pd.DataFrame) -> Figure:
     """Milliseconds for one image by way, a panel for each model: the median and, as a line, the range of the rounds.
 
-    ``rows`` have ``model``, ``runtime``, ``precision``, ``latency_ms`` and ``latency_ms_range``.
+    ``rows`` have ``model``, ``runtime``, ``precision``, ``latency_ms``, ``latency_ms_range`` and ``accuracy``.
     """
     models = list(rows.model.unique())
     figure, axes = plt.subplots(len(models), 1, figsize=(8.5, 1.9 * len(models) + 0.5), squeeze=False)
@@ -107,9 +107,10 @@ def latencies(rows: pd.DataFrame) -> Figure:
             color = COLORS["accent" if one.precision == "int8" else "train"]
             axis.plot([a, b], [place, place], color=color, lw=3, alpha=0.5, solid_capstyle="round")
             axis.plot(one.latency_ms, place, "o", ms=7, color=color)
-            axis.text(b, place, f"   {one.latency_ms:.3g} ms", va="center", fontsize=9.5)
+            text = f"   {one.latency_ms:.3g} ms, {one.accuracy:.2%} right"
+            axis.text(b, place, text, va="center", fontsize=9.5)
         axis.set_yticks(range(len(own)), names)
-        axis.set(xlim=(0, 1.2 * high.max()), ylim=(-0.6, len(own) - 0.4), title=name)
+        axis.set(xlim=(0, 1.35 * high.max()), ylim=(-0.6, len(own) - 0.4), title=name)
         axis.grid(visible=False, axis="y")
     axes[-1, 0].set_xlabel("milliseconds for one image (blue: float32, orange: int8)")
     return figure
