@@ -4,6 +4,13 @@ A figure's function takes data and returns a matplotlib ``Figure``; :func:`show`
 with a text for readers who cannot see it. One file for each part of the course; all names are here.
 """
 
+from fmnist_utils.plots.evaluation import (
+    calibration,
+    differences,
+    gaps,
+    heat_rows,
+    robustness,
+)
 from fmnist_utils.plots.exploration import (
     class_counts,
     class_means,
@@ -24,17 +31,22 @@ __all__ = [
     "COLORS",
     "Shown",
     "accuracy_bars",
+    "calibration",
     "channel_values",
     "class_counts",
     "class_means",
     "confusion",
     "curves",
+    "differences",
     "enlargements",
+    "gaps",
+    "heat_rows",
     "image_grid",
     "intervals",
     "maps",
     "picture_rows",
     "pixel_values",
+    "robustness",
     "sample_rows",
     "show",
     "speeds",
