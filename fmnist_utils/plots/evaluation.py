@@ -41,7 +41,7 @@ def calibration(bins: Mapping[str, Mapping[str, pd.DataFrame]], smallest: int = 
     ``bins`` has for each model two tables by name, such as ``before`` and ``after``, with ``confidence``, ``accuracy``,
     ``low`` and ``high`` (of the accuracy) and ``count``; bins with fewer images than ``smallest`` are left out.
     """
-    figure, axes = plt.subplots(1, len(bins), figsize=(4 * len(bins), 3.9), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(bins), figsize=(4 * len(bins), 3.9), sharex=True, sharey=True, squeeze=False)
     looks = ((COLORS["accent"], "o", -0.004), (COLORS["train"], "s", 0.004))
     for axis, (model, tables) in zip(axes[0], bins.items(), strict=True):
         axis.axhline(0, color="#444", lw=1.2)
@@ -88,7 +88,7 @@ def heat_rows(
     """
     count = len(images)
     lines = max((text.count("\n") + 1 for text in columns), default=0)
-    figsize = (1.25 * count + 1.2, 1.3 * (len(heats) + 1) + 0.18 * lines + 0.4)
+    figsize = (1.05 * count + 1.1, 1.08 * (len(heats) + 1) + 0.18 * lines + 0.4)
     figure, axes = plt.subplots(len(heats) + 1, count, figsize=figsize, squeeze=False)
     for number, (axis, image) in enumerate(zip(axes[0], images, strict=True)):
         picture(axis, image, title=columns[number] if number < len(columns) else "")
@@ -96,7 +96,7 @@ def heat_rows(
     for line, (name, maps) in zip(axes[1:], heats.items(), strict=True):
         for axis, image, heat in zip(line, images, maps, strict=True):
             picture(axis, image)
-            shown = axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.75, interpolation="bilinear")
+            shown = axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.75, interpolation="nearest")
         line[0].set_ylabel(name, fontsize=11)
     bar = figure.colorbar(shown, ax=list(axes[1:].flat), pad=0.01, fraction=0.02, aspect=16, ticks=[0, 0.5, 1])
     bar.set_label("evidence, of the map's largest")
