@@ -1,5 +1,7 @@
 """`fmnist_utils.course`: right answers pass, usual mistakes get a hint, everything else fails, nothing crashes."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -216,7 +218,7 @@ def test_07_3_mirroring_inside_the_file(tmp_path):
 
 def test_answers_cannot_be_read_in_the_course():
     text = "".join(path.read_text() for path in (ROOT / "fmnist_utils" / "course").glob("notebook_*.py"))
-    for answer in ("2.4", "51", "0.766", ".sum(1", "torch.roll"):
+    for answer in ("2.4", "51", "0.766", ".sum(1", "torch.roll", "396", "cumsum", "np.isin"):
         assert f" {answer}" not in text and f"={answer}" not in text
 
 
@@ -224,3 +226,61 @@ def test_begin_says_what_the_outputs_come_from(capsys):
     begin()
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("Profile smoke on ") and "core" in first and "torch" in second
+
+
+def test_05_1_how_many_disagreements_a_lead_of_40_bears():
+    def p(n):  # its own oracle: the sum of binomial coefficients, in whole numbers
+        tail = sum(math.comb(n, k) for k in range((n - 40) // 2 + 1))
+        return 2 * tail / 2**n
+
+    right = max(n for n in range(40, 800, 2) if p(n) < 0.05)
+    assert check("05.1", right) and check("05.1", right + 2)
+    for slip in ((right + 40) / 2, (right - 40) / 2, right / 10_000, 40**2 / 1.96**2):
+        assert check("05.1", slip).level == "nearly"
+    assert check("05.1", 40).level == check("05.1", 600).level == "wrong"
+
+
+def test_05_2_a_threshold_that_keeps_a_promise():
+    def right(confidence, hits, promise):
+        order = np.argsort(-confidence)
+        share = hits[order].cumsum() / np.arange(1, len(order) + 1)
+        return confidence[order][np.flatnonzero(share >= promise)[-1]]
+
+    def first_dip(confidence, hits, promise):
+        order = np.argsort(-confidence)
+        share = hits[order].cumsum() / np.arange(1, len(order) + 1)
+        return confidence[order][np.flatnonzero(share < promise)[0] - 1]
+
+    assert check("05.2", right)
+    assert check("05.2", lambda c, h, p: min(x for x in c if h[c >= x].mean() >= p))
+    assert check("05.2", first_dip).level == "nearly"
+    for wrong in (lambda c, h, p: 0.0, lambda c, h, p: 2.0, lambda c, h, p: c.min(), lambda c: 1, 0.9):
+        assert check("05.2", wrong).level == "wrong"
+    assert check("05.2", lambda c, h, p: None).level == "open"
+
+
+def test_05_3_a_split_that_tears_no_family():
+    def right(families, share):
+        known = np.unique(families)
+        drawn = np.random.default_rng(1).choice(known, round(share * len(known)), replace=False)
+        return np.isin(families, drawn)
+
+    def by_image(families, share):
+        return np.random.default_rng(1).random(len(families)) < share
+
+    def at_the_border(families, share):
+        order = np.argsort(families, kind="stable")
+        test = np.zeros(len(families), bool)
+        test[order[: int(share * len(families)) + 3]] = True
+        return test
+
+    assert check("05.3", right)
+    assert check("05.3", lambda f, s: list(right(f, s)))
+    assert check("05.3", lambda f, s: right(f, 1 - s)).level == "nearly"
+    assert check("05.3", lambda f, s: right(f, s / 2)).level == "nearly"
+    assert "border" in check("05.3", at_the_border).message
+    assert "300 families" in check("05.3", by_image).message
+    numbers = lambda f, s: np.flatnonzero(right(f, s))  # noqa: E731
+    for wrong in (by_image, numbers, lambda f, s: right(f, 0), lambda f, s: right(f, s)[:-1], np.zeros(3, bool)):
+        assert check("05.3", wrong).level == "wrong"
+    assert check("05.3", lambda f, s: None).level == "open"

@@ -171,3 +171,54 @@ def test_outcomes_of_a_kind_fill_its_bar():
     axis = plots.outcomes(kinds, "title").axes[0]
     ends = [bar.get_x() + bar.get_width() for bar in axis.patches[-2:]]
     assert np.allclose(ends, 1) and [label.get_text() for label in axis.get_yticklabels()] == ["wood", "none"]
+
+
+def test_gaps_name_the_distance_of_training_and_test_in_points():
+    accuracies = pd.DataFrame({"train": [0.99, 0.9], "test": [0.95, 0.895]}, index=["a", "b"])
+    axis = plots.gaps(accuracies).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["4.0", "0.5", "gap"]
+    assert [line.get_xdata().tolist() for line in axis.lines] == [[0.95, 0.895], [0.99, 0.9]]
+
+
+def test_calibration_draws_the_distance_from_confidence_and_leaves_small_bins_out():
+    table = pd.DataFrame(
+        {"confidence": [0.5, 0.9], "accuracy": [0.6, 0.8], "low": [0.3, 0.7], "high": [0.9, 0.85], "count": [29, 30]}
+    )
+    axis = plots.calibration({"model": {"before": table, "after": table.assign(confidence=0.8)}}).axes[0]
+    before, after = axis.containers
+    assert before.lines[0].get_ydata() == pytest.approx([-10]) and after.lines[0].get_ydata() == pytest.approx([0])
+    ((low, high),) = [segment[:, 1] for segment in before.lines[2][0].get_segments()]
+    assert (low, high) == pytest.approx((-20, -5))
+
+
+def test_differences_have_both_intervals():
+    rows = pd.DataFrame({"difference": [0.5], "unpaired": [0.6], "paired": [0.3]}, index=["a − b"])
+    unpaired, paired = plots.paired_differences(rows).axes[0].containers
+    for container, half in ((unpaired, 0.6), (paired, 0.3)):
+        (segment,) = container.lines[2][0].get_segments()
+        assert segment[:, 0] == pytest.approx([0.5 - half, 0.5 + half])
+
+
+def test_heat_rows_keep_pictures_and_maps_in_their_columns():
+    images, heats = np.arange(8).reshape(2, 2, 2), np.linspace(0, 1, 8).reshape(2, 2, 2)
+    axes = plots.heat_rows(images, {"a": heats, "b": heats[::-1]}, ["x", "y"]).axes
+    assert [axis.get_title("center") for axis in axes[:2]] == ["x", "y"]
+    assert [axis.get_ylabel() for axis in axes[:6:2]] == ["picture", "a", "b"]
+    for axis, image, heat in zip(axes[2:6], [*images, *images], [*heats, *heats[::-1]], strict=True):
+        below, above = axis.images
+        assert (below.get_array() == image).all() and (above.get_array() == heat).all()
+        assert above.get_clim() == (0, 1)
+
+
+def test_robustness_has_a_line_for_each_kind_and_its_intervals():
+    rows = [
+        {"kind": kind, "model": model, "accuracy": 0.5, "low": 0.4, "high": 0.7}
+        for kind in ("as it is", "blur")
+        for model in ("b", "a")
+    ]
+    axis = plots.robustness(pd.DataFrame(rows)).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["as it is", "blur"]
+    assert [container.get_label() for container in axis.containers] == ["b", "a"]
+    for container in axis.containers:
+        segments = container.lines[2][0].get_segments()
+        assert [segment[:, 0].tolist() for segment in segments] == [pytest.approx([0.4, 0.7])] * 2
