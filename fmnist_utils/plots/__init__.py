@@ -4,6 +4,7 @@ A figure's function takes data and returns a matplotlib ``Figure``; :func:`show`
 with a text for readers who cannot see it. One file for each part of the course; all names are here.
 """
 
+from fmnist_utils.plots.comparison import backbones
 from fmnist_utils.plots.exploration import (
     class_counts,
     class_means,
@@ -24,6 +25,7 @@ __all__ = [
     "COLORS",
     "Shown",
     "accuracy_bars",
+    "backbones",
     "channel_values",
     "class_counts",
     "class_means",
