@@ -2,20 +2,17 @@
 
 import json
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from common import clock, options, record, splits
-from matplotlib.ticker import FuncFormatter, PercentFormatter
 from sklearn.model_selection import train_test_split
 
-from fmnist_utils import ROOT, pick, profile
+from fmnist_utils import ROOT, pick, plots, profile
 from fmnist_utils.cache import CachedFeatures, cache_features
 from fmnist_utils.data import replacing
 from fmnist_utils.evaluate import predict, score
 from fmnist_utils.models import WeightsUnavailable, build_model
-from fmnist_utils.plots import COLORS, use_style
 from fmnist_utils.recipes import RECIPES
 from fmnist_utils.train import fit
 
@@ -129,27 +126,6 @@ def found() -> tuple[list[dict], list[str]]:
     return rows, left_out
 
 
-def draw(table: pd.DataFrame):
-    """Mean accuracy and standard deviation against the number of images."""
-    use_style()
-    figure, axis = plt.subplots(figsize=(8.2, 4.8))
-    colors = (COLORS["accent"], COLORS["test"], COLORS["muted"], COLORS["train"])
-    for way, color, marker in zip(WAYS, colors, "oDs^", strict=True):
-        if way not in set(table.way):
-            continue
-        rows, look = table[table.way == way], {"color": color, "marker": marker, "ms": 6, "lw": 2}
-        axis.errorbar(rows.images, rows["mean"], rows.sd, capsize=4, **look)
-        axis.plot([], [], label=way, **look)  # a legend without error bars
-    axis.set(xscale="log", xlabel="training images (log scale)", ylabel="test accuracy")
-    axis.set_title("What transfer saves is images" if profile() != "smoke" else "Accuracy against training images")
-    axis.set_xticks(IMAGES, minor=False)
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axis.minorticks_off()
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.legend(loc="lower right", frameon=False)
-    return figure
-
-
 def main() -> None:
     options(__doc__)
     trainings, left_out = found()
@@ -165,7 +141,7 @@ def main() -> None:
     fields["schedule"] = [dict(zip(schedule, row, strict=True)) for row in SCHEDULE]
     fields["left_out"] = left_out
     accuracies = (100 * at[way] for way in ("VGG16, ImageNet features", "small CNN from scratch"))
-    record("training_images", setting, *accuracies, "% correct", figure=draw(table), **fields)
+    record("training_images", setting, *accuracies, "% correct", figure=plots.data_curve(table), **fields)
 
 
 if __name__ == "__main__":

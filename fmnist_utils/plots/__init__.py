@@ -4,7 +4,7 @@ A figure's function takes data and returns a matplotlib ``Figure``; :func:`show`
 with a text for readers who cannot see it. One file for each part of the course; all names are here.
 """
 
-from fmnist_utils.plots.comparison import backbones
+from fmnist_utils.plots.comparison import backbones, data_curve, grid_and_random, luck, rescored, stages
 from fmnist_utils.plots.exploration import (
     class_counts,
     class_means,
@@ -31,15 +31,20 @@ __all__ = [
     "class_means",
     "confusion",
     "curves",
+    "data_curve",
     "enlargements",
+    "grid_and_random",
     "image_grid",
     "intervals",
+    "luck",
     "maps",
     "picture_rows",
     "pixel_values",
+    "rescored",
     "sample_rows",
     "show",
     "speeds",
+    "stages",
     "steps",
     "table",
     "use_style",
