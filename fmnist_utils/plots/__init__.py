@@ -4,7 +4,7 @@ A figure's function takes data and returns a matplotlib ``Figure``; :func:`show`
 with a text for readers who cannot see it. One file for each part of the course; all names are here.
 """
 
-from fmnist_utils.plots.comparison import backbones, data_curve, grid_and_random, luck, rescored, stages
+from fmnist_utils.plots.comparison import backbones, best_so_far, data_curve, grid_and_random, luck, rescored, stages
 from fmnist_utils.plots.exploration import (
     class_counts,
     class_means,
@@ -26,6 +26,7 @@ __all__ = [
     "Shown",
     "accuracy_bars",
     "backbones",
+    "best_so_far",
     "channel_values",
     "class_counts",
     "class_means",

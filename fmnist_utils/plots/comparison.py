@@ -88,7 +88,7 @@ def grid_and_random(points: Mapping[str, np.ndarray]) -> Figure:
 
 
 def luck(table: pd.DataFrame) -> Figure:
-    """Points that the best of equal models gains: rows are numbers of models, columns numbers of images. Notebook 06."""
+    """Points that the best of equal models gains: a row per number of models, a column per number of images."""
     figure, axis = plt.subplots(figsize=(8.5, 4))
     for count, color, marker in zip(table.columns, ("accent", "val", "train"), "osD", strict=False):
         axis.plot(table.index, table[count], f"{marker}-", ms=7, lw=2, color=COLORS[color])
@@ -156,4 +156,16 @@ def data_curve(points: pd.DataFrame, live: pd.DataFrame | None = None, level: fl
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def best_so_far(curves: pd.DataFrame) -> Figure:
+    """Best accuracy after so many trials (rows), a step line for each column. Solutions of notebook 06."""
+    figure, axis = plt.subplots(figsize=(8.5, 3.8))
+    for name, color, style in zip(curves.columns, ("train", "accent"), ("-", "--"), strict=False):
+        axis.step(curves.index, curves[name], style, where="post", lw=2, color=COLORS[color], label=name)
+    axis.set(xlabel="finished trials", ylabel="validation accuracy", title="Best score so far")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.legend(frameon=False, loc="lower right")
     return figure
