@@ -91,8 +91,15 @@ def inputs_of(way: str) -> dict:
     return inputs | {k: cache_features(model, inputs[k], folder=FOLDER) for k in parts}
 
 
-def points(way: str) -> list[dict]:
-    """All trainings of one way; those already in ``FOLDER`` are read."""
+def recorded() -> dict[tuple, dict]:
+    """The trainings of the recorded file, by way, number of images and seed."""
+    file = ROOT / "results" / "benchmarks" / f"training_images-{profile()}.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))["trainings"] if file.is_file() else []
+    return {(row["way"], row["images"], row["seed"]): row for row in rows}
+
+
+def points(way: str, known: dict[tuple, dict]) -> list[dict]:
+    """All trainings of one way; those ``known`` or already in ``FOLDER`` are read."""
     rows, inputs = [], None
     for images in (n for n in IMAGES if n <= MOST.get(way, n)):
         if way == "small CNN from scratch" and images == 55_000:  # the recipe itself, as it was recorded
@@ -102,6 +109,9 @@ def points(way: str) -> list[dict]:
                 rows.append(row | {"test_accuracy": accuracy, "from": "small-cnn-full.json"})
             continue
         for seed in FEWER_SEEDS.get((way, images), SEEDS):
+            if row := known.get((way, images, seed)):
+                rows.append(row)
+                continue
             file = FOLDER / f"{way}, {images} images, seed {seed}.json"
             if not file.is_file():
                 inputs = inputs or inputs_of(way)
@@ -114,12 +124,12 @@ def points(way: str) -> list[dict]:
     return rows
 
 
-def found() -> tuple[list[dict], list[str]]:
+def found(known: dict[tuple, dict]) -> tuple[list[dict], list[str]]:
     """(all trainings, what is left out and why)."""
     rows, left_out = [], []
     for way in WAYS:
         try:
-            rows += points(way)
+            rows += points(way, known)
         except WeightsUnavailable:
             left_out.append(f"{way}: its ImageNet weights could not be had")
             print(left_out[-1], flush=True)
@@ -127,8 +137,8 @@ def found() -> tuple[list[dict], list[str]]:
 
 
 def main() -> None:
-    options(__doc__)
-    trainings, left_out = found()
+    asked = options(__doc__, add="train only what the recorded file lacks, and keep its lines")
+    trainings, left_out = found(recorded() if asked.add else {})
     rows = pd.DataFrame(trainings)
     table = rows.groupby(["way", "weights", "images"], sort=False).test_accuracy.agg(["mean", "std", "count"])
     table = table.rename(columns={"std": "sd", "count": "seeds"}).reset_index()

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from fmnist_utils.plots.style import COLORS, use_style
 
@@ -18,6 +18,12 @@ FAMILIES = {
     "SqueezeNet": (COLORS["val"], "v"),
     "small CNN": ("#444444", "^"),
 }
+
+
+def _percent(axis) -> None:
+    """Ticks that are what they say, in percent."""
+    axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(PercentFormatter(1))
 
 
 def backbones(rows: Sequence[dict], front: Sequence[str]) -> Figure:
@@ -47,7 +53,7 @@ def backbones(rows: Sequence[dict], front: Sequence[str]) -> Figure:
     axis.xaxis.set_major_locator(FixedLocator(ticks))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _percent(axis.yaxis)
     axis.set_title("What a network gives, and what it costs (grey line: Pareto front)")
     axis.margins(x=0.12)
     return figure
@@ -56,7 +62,8 @@ def backbones(rows: Sequence[dict], front: Sequence[str]) -> Figure:
 def stages(networks: Mapping[str, pd.DataFrame]) -> Figure:
     """Each network as a row of its blocks, from :func:`~fmnist_utils.models.summary`: a bar as tall as the map's side.
 
-    Above a bar stands the map (channels×side×side), below it the block's name; both of logarithmic height. Notebook 06.
+    Heights are logarithmic. Above a bar stands the map, channels×side×side (in long networks where its side changes, and at
+    the end), below it the block's name. Notebook 06.
     """
     figure, axes = plt.subplots(len(networks), 1, figsize=(10, 1.9 * len(networks)))
     for axis, (name, table), color in zip(axes, networks.items(), ("accent", "train", "test"), strict=False):
@@ -64,7 +71,8 @@ def stages(networks: Mapping[str, pd.DataFrame]) -> Figure:
         sides = [int(output.split("×")[-1]) for output in maps]
         axis.bar(range(len(maps)), np.log2(sides) + 0.5, width=0.72, color=COLORS[color])
         for x, (side, output) in enumerate(zip(sides, maps, strict=True)):
-            axis.text(x, np.log2(side) + 0.75, output, ha="center", fontsize=9.5 if len(maps) < 10 else 8)
+            if len(maps) < 10 or x in (0, len(maps) - 1) or side != sides[x - 1]:
+                axis.text(x, np.log2(side) + 0.75, output, ha="center", fontsize=9.5)
         size = 10.5 if len(maps) < 10 else 8.5
         axis.set_xticks(range(len(maps)), [block.replace("features", "f") for block in maps.index], fontsize=size)
         axis.set(yticks=[], ylim=(0, 7.6), title=name)
@@ -115,7 +123,7 @@ def rescored(table: pd.DataFrame, chosen: str, fresh: str) -> Figure:
         axis.axvline(ordered[column].mean(), color=COLORS[color], ls="--", lw=1.5, zorder=1)
     axis.set_yticks(rows, [f"trial {number}" for number in ordered.index], fontsize=10)
     axis.set(xlabel="accuracy", title="The same trials on the images that chose and on fresh ones (dashed: means)")
-    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _percent(axis.xaxis)
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -154,7 +162,7 @@ def data_curve(points: pd.DataFrame, live: pd.DataFrame | None = None, level: fl
     axis.set_title("Accuracy against training images")
     axis.set_xticks(counts, [f"{n:,}" for n in counts])
     axis.minorticks_off()
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _percent(axis.yaxis)
     axis.legend(loc="lower right", frameon=False)
     return figure
 
@@ -166,6 +174,6 @@ def best_so_far(curves: pd.DataFrame) -> Figure:
         axis.step(curves.index, curves[name], style, where="post", lw=2, color=COLORS[color], label=name)
     axis.set(xlabel="finished trials", ylabel="validation accuracy", title="Best score so far")
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _percent(axis.yaxis)
     axis.legend(frameon=False, loc="lower right")
     return figure

@@ -43,7 +43,8 @@ def plot_study(study: optuna.Study) -> Figure:
     aside = f"; {far} on the lower edge lie below {low:.0%}" if far else ""
     axis.set(title=f"Trial by trial (line: best so far{aside})", xlabel="trial", ylim=(low, high))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     for name in names:
         _slice(axes[name], trials, name, scatter)
