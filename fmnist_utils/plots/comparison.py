@@ -62,8 +62,8 @@ def backbones(rows: Sequence[dict], front: Sequence[str]) -> Figure:
 def stages(networks: Mapping[str, pd.DataFrame]) -> Figure:
     """Each network as a row of its blocks, from :func:`~fmnist_utils.models.summary`: a bar as tall as the map's side.
 
-    Heights are logarithmic. Above a bar stands the map, channels×side×side (in long networks where its side changes, and at
-    the end), below it the block's name. Notebook 06.
+    Heights are logarithmic. Above a bar stands the map, channels×side×side (in long networks where the side changes
+    and at the end), below it the name of the block. Notebook 06.
     """
     figure, axes = plt.subplots(len(networks), 1, figsize=(10, 1.9 * len(networks)))
     for axis, (name, table), color in zip(axes, networks.items(), ("accent", "train", "test"), strict=False):
