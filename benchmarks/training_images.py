@@ -1,21 +1,18 @@
-"""How much data does transfer save? Test accuracy against the number of training images, three ways."""
+"""How much data does transfer save? Test accuracy against the number of training images, four ways."""
 
 import json
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from common import clock, options, record, splits
-from matplotlib.ticker import FuncFormatter, PercentFormatter
 from sklearn.model_selection import train_test_split
 
-from fmnist_utils import ROOT, pick, profile
+from fmnist_utils import ROOT, pick, plots, profile
 from fmnist_utils.cache import CachedFeatures, cache_features
 from fmnist_utils.data import replacing
 from fmnist_utils.evaluate import predict, score
-from fmnist_utils.models import build_model
-from fmnist_utils.plots import COLORS, use_style
+from fmnist_utils.models import WeightsUnavailable, build_model
 from fmnist_utils.recipes import RECIPES
 from fmnist_utils.train import fit
 
@@ -31,11 +28,16 @@ SCHEDULE = pick(
     full=[(300, 60, 100, 32), (1_000, 40, 40, 32), (3_000, 20, 20, 32), (10_000, 6, 10, 128), (55_000, 6, 7, 128)],
 )
 BLOCK3 = {"cut_after": "block3", "head": "pooled", "image_size": pick(smoke=32, cpu=56, full=56), "trainable": "head"}
+#: Cut where benchmarks/backbones.py found it best, on validation images.
+RESNET = {"name": "resnet50", "cut_after": "layer2", "head": "pooled", "image_size": pick(smoke=32, cpu=64, full=64)}
 WAYS = {
     "VGG16, ImageNet features": {"name": "vgg16", **BLOCK3},
+    "ResNet50, ImageNet features": {**RESNET, "trainable": "head"},
     "VGG16, random features": {"name": "vgg16", "weights": None, **BLOCK3},
     "small CNN from scratch": {**RECIPES["small-cnn"]["model"], "trainable": "all"},
 }
+#: The most images of a way that gets fewer: its features are computed per training, not once for all images.
+MOST = {"ResNet50, ImageNet features": 3_000}
 SCRATCH = {k: v for k, v in RECIPES["small-cnn"]["phases"][0].items() if k not in ("trainable", "epochs")}
 FOLDER = ROOT / "data" / "cache" / f"training_images-{profile()}"
 
@@ -70,6 +72,8 @@ def train_once(way: str, inputs: dict, images: int, seed: int) -> dict:
             if hasattr(layer, "reset_parameters"):
                 layer.reset_parameters()
     train, val = (some(inputs[k], drawn(inputs[k].labels, images, seed)) for k in ("train", "val"))
+    if frozen and not isinstance(train, CachedFeatures):
+        train = cache_features(model, train, verbose=False)
     fit(model, train, val, batch_size=batch_size, seed=seed, progress=False, **training)
     seconds = clock() - began
     accuracy = score(predict(model, inputs["test"], mirror=not frozen), inputs["test"].labels)["accuracy"]
@@ -77,14 +81,27 @@ def train_once(way: str, inputs: dict, images: int, seed: int) -> dict:
     return row | {"test_accuracy": accuracy, "seconds": seconds}
 
 
-def points(way: str) -> list[dict]:
-    """All trainings of one way; those already in ``FOLDER`` are read."""
+def inputs_of(way: str) -> dict:
+    """Images, or the features of the frozen layers where those of all images are needed."""
     inputs = splits(train=max(IMAGES), val=min(5_000, max(IMAGES)), test=TEST)
-    if WAYS[way]["trainable"] == "head":
-        model = build_model(**WAYS[way])
-        inputs = {k: cache_features(model, v, folder=FOLDER) for k, v in inputs.items()}
-    rows = []
-    for images in IMAGES:
+    if WAYS[way]["trainable"] != "head":
+        return inputs
+    model = build_model(**WAYS[way])
+    parts = ("val", "test") if way in MOST else ("train", "val", "test")
+    return inputs | {k: cache_features(model, inputs[k], folder=FOLDER) for k in parts}
+
+
+def recorded() -> dict[tuple, dict]:
+    """The trainings of the recorded file, by way, number of images and seed."""
+    file = ROOT / "results" / "benchmarks" / f"training_images-{profile()}.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))["trainings"] if file.is_file() else []
+    return {(row["way"], row["images"], row["seed"]): row for row in rows}
+
+
+def points(way: str, known: dict[tuple, dict]) -> list[dict]:
+    """All trainings of one way; those ``known`` or already in ``FOLDER`` are read."""
+    rows, inputs = [], None
+    for images in (n for n in IMAGES if n <= MOST.get(way, n)):
         if way == "small CNN from scratch" and images == 55_000:  # the recipe itself, as it was recorded
             recipe = json.loads((ROOT / "results" / "small-cnn-full.json").read_text(encoding="utf-8"))
             for seed, accuracy in zip(recipe["seeds"], recipe["per_seed"]["test_accuracy"], strict=True):
@@ -92,8 +109,12 @@ def points(way: str) -> list[dict]:
                 rows.append(row | {"test_accuracy": accuracy, "from": "small-cnn-full.json"})
             continue
         for seed in FEWER_SEEDS.get((way, images), SEEDS):
+            if row := known.get((way, images, seed)):
+                rows.append(row)
+                continue
             file = FOLDER / f"{way}, {images} images, seed {seed}.json"
             if not file.is_file():
+                inputs = inputs or inputs_of(way)
                 row = train_once(way, inputs, images, seed)
                 print(row, flush=True)
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -103,28 +124,22 @@ def points(way: str) -> list[dict]:
     return rows
 
 
-def draw(table: pd.DataFrame):
-    """Mean accuracy and standard deviation against the number of images."""
-    use_style()
-    figure, axis = plt.subplots(figsize=(8.2, 4.8))
-    looks = zip((COLORS["accent"], COLORS["muted"], COLORS["train"]), ("o", "s", "^"), strict=True)
-    for way, (color, marker) in zip(WAYS, looks, strict=True):
-        rows, look = table[table.way == way], {"color": color, "marker": marker, "ms": 6, "lw": 2}
-        axis.errorbar(rows.images, rows["mean"], rows.sd, capsize=4, **look)
-        axis.plot([], [], label=way, **look)  # a legend without error bars
-    axis.set(xscale="log", xlabel="training images (log scale)", ylabel="test accuracy")
-    axis.set_title("What transfer saves is images" if profile() != "smoke" else "Accuracy against training images")
-    axis.set_xticks(IMAGES, minor=False)
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axis.minorticks_off()
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.legend(loc="lower right", frameon=False)
-    return figure
+def found(known: dict[tuple, dict]) -> tuple[list[dict], list[str]]:
+    """(all trainings, what is left out and why)."""
+    rows, left_out = [], []
+    for way in WAYS:
+        try:
+            rows += points(way, known)
+        except WeightsUnavailable:
+            left_out.append(f"{way}: its ImageNet weights could not be had")
+            print(left_out[-1], flush=True)
+    return rows, left_out
 
 
 def main() -> None:
-    options(__doc__)
-    rows = pd.DataFrame([row for way in WAYS for row in points(way)])
+    asked = options(__doc__, add="train only what the recorded file lacks, and keep its lines")
+    trainings, left_out = found(recorded() if asked.add else {})
+    rows = pd.DataFrame(trainings)
     table = rows.groupby(["way", "weights", "images"], sort=False).test_accuracy.agg(["mean", "std", "count"])
     table = table.rename(columns={"std": "sd", "count": "seeds"}).reset_index()
     middle = pick(smoke=60, cpu=1_000, full=1_000)
@@ -134,8 +149,9 @@ def main() -> None:
     setting += f"{len(SEEDS)} seeds, {TEST:,} test images"
     fields = {"points": table.to_dict("records"), "trainings": rows.replace({np.nan: None}).to_dict("records")}
     fields["schedule"] = [dict(zip(schedule, row, strict=True)) for row in SCHEDULE]
+    fields["left_out"] = left_out
     accuracies = (100 * at[way] for way in ("VGG16, ImageNet features", "small CNN from scratch"))
-    record("training_images", setting, *accuracies, "% correct", figure=draw(table), **fields)
+    record("training_images", setting, *accuracies, "% correct", figure=plots.data_curve(table), **fields)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`fmnist_utils.course`: right answers pass, usual mistakes get a hint, everything else fails, nothing crashes."""
 
+import json
 import math
 
 import numpy as np
@@ -218,7 +219,7 @@ def test_07_3_mirroring_inside_the_file(tmp_path):
 
 def test_answers_cannot_be_read_in_the_course():
     text = "".join(path.read_text() for path in (ROOT / "fmnist_utils" / "course").glob("notebook_*.py"))
-    for answer in ("2.4", "51", "0.766", ".sum(1", "torch.roll", "396", "cumsum", "np.isin"):
+    for answer in ("2.4", "51", "0.766", ".sum(1", "torch.roll", "396", "cumsum", "np.isin", "0.9396"):
         assert f" {answer}" not in text and f"={answer}" not in text
 
 
@@ -284,3 +285,47 @@ def test_05_3_a_split_that_tears_no_family():
     for wrong in (by_image, numbers, lambda f, s: right(f, 0), lambda f, s: right(f, s)[:-1], np.zeros(3, bool)):
         assert check("05.3", wrong).level == "wrong"
     assert check("05.3", lambda f, s: None).level == "open"
+
+
+def test_06_1_the_best_of_200_equal_models():
+    low, high = 0.9, 0.946  # its own oracle: drawn scores, and halving the interval
+    for _ in range(14):
+        middle = (low + high) / 2
+        best = np.random.default_rng(0).binomial(10_000, middle, (20_000, 200)).max(1).mean() / 10_000
+        low, high = (middle, high) if best < 0.946 else (low, middle)
+    assert check("06.1", low)
+    for slip in (100 * low, 0.946 - low, 100 * (0.946 - low), 2 * 0.946 - low):
+        assert check("06.1", slip).level == "nearly"
+    assert check("06.1", 0.946).level == check("06.1", 0.93).level == "wrong"
+
+
+def test_06_2_a_pareto_front():
+    def right(costs, accuracies):
+        order = np.argsort(costs)
+        reached = np.maximum.accumulate(np.asarray(accuracies)[order])
+        return [int(row) for row, best in zip(order, reached, strict=True) if accuracies[row] == best]
+
+    assert check("06.2", right)
+    assert check("06.2", lambda c, a: np.array(right(c, a)))
+    assert "order" in check("06.2", lambda c, a: sorted(right(c, a))).message
+    assert "Which way" in check("06.2", lambda c, a: right([-x for x in c], a)).message
+    for wrong in (lambda c, a: list(range(len(c))), lambda c, a: [], lambda c, a: [int(np.argmax(a))], lambda c, a: 3):
+        assert check("06.2", wrong).level == "wrong"
+    assert check("06.2", lambda c, a: None).level == "open"
+    assert check("06.2", [1, 2]).level == "wrong"
+
+
+def test_06_3_how_many_trials_are_enough():
+    from fmnist_utils import ROOT
+
+    trials = json.loads((ROOT / "results" / "benchmarks" / "search-full.json").read_text())["trials"]
+    scores = sorted((t["val_accuracy"] for t in trials if t["state"] == "COMPLETE"), reverse=True)
+    count = len(scores)  # its own oracle: the expected best of k, counted instead of drawn
+
+    def expected(k):
+        return sum(score * math.comb(count - 1 - i, k - 1) for i, score in enumerate(scores)) / math.comb(count, k)
+
+    enough = next(k for k in range(1, count + 1) if expected(k) >= scores[0] - 0.001)
+    assert check("06.3", enough)
+    assert check("06.3", count).level == "nearly"
+    assert check("06.3", 1).level == check("06.3", 40).level == "wrong"

@@ -24,6 +24,7 @@ from fmnist_utils.preprocess import Augment
 from fmnist_utils.recipes import runner
 from fmnist_utils.results import writing
 from fmnist_utils.tune import __main__ as command
+from fmnist_utils.tune import importances
 from fmnist_utils.tune import study as tune
 
 BEST = {"views": 2, "cut_after": "block2", "head": "gap-256", "dropout": 0.234567, "lr": 2e-3, "weight_decay": 1e-2}
@@ -234,17 +235,37 @@ def invented() -> optuna.Study:
 
 def test_figure_shows_every_trial(invented):
     figure = tune.plot_study(invented)
-    history, importance, parallel, *slices = figure.axes
+    history, *slices = figure.axes
     counts = {c.get_label(): len(c.get_offsets()) for c in history.collections}
     assert counts == {"pruned": 10, "complete": 30}
     best = [t.value for t in invented.trials if t.state == TrialState.COMPLETE]
     assert max(history.lines[0].get_ydata()) == max(best)
-    widths = [bar.get_width() for bar in importance.patches]
-    assert widths == sorted(widths) and sum(widths) == pytest.approx(1)
-    assert [label.get_text() for label in importance.get_yticklabels()][-1] == "lr"  # on top
-    assert len(parallel.lines) == 40 + 7 and len(slices) == 6
+    assert len(slices) == 6 and all(sum(len(c.get_offsets()) for c in axis.collections) == 40 for axis in slices)
     logarithmic = {axis.get_title(loc="left") for axis in slices if axis.get_xscale() == "log"}
     assert logarithmic == {"lr", "weight_decay"}
+
+
+def test_one_failure_does_not_press_the_other_trials_together():
+    rows = [{"state": "COMPLETE", "val_accuracy": 0.9 - 0.001 * n, "epochs": 8, **BEST} for n in range(20)]
+    failed = {"state": "PRUNED", "val_accuracy": 0.16, "epochs": 3, **BEST}
+    history = tune.plot_study(tune.as_study([*rows, failed])).axes[0]
+    low, high = history.get_ylim()
+    assert high - low < 0.06 and "1 on the lower edge" in history.get_title(loc="left")
+    assert min(y for c in history.collections for _, y in c.get_offsets()) == pytest.approx(low)
+
+
+def test_recorded_trials_become_the_study_that_they_were(invented, tmp_path):
+    rows = json.loads(tune.save_study(invented, tmp_path).read_text())["trials"]
+    again = tune.as_study(rows)
+    for trial, known in zip(again.trials, invented.trials, strict=True):
+        assert (trial.params, trial.value, trial.state) == (known.params, known.value, known.state)
+        assert trial.distributions == known.distributions
+
+
+def test_importances_are_shares_of_what_mattered(invented):
+    shares = importances(invented)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True) and next(iter(shares)) == "lr"
 
 
 def test_figure_of_a_single_trial():

@@ -35,6 +35,8 @@ from fmnist_utils.tune.figures import DONE, plot_study
 RANDOM_TRIALS = 6
 #: A trial of another machine, whose processes cannot be seen from here, counts as lost when it began so long ago.
 LOST_AFTER = datetime.timedelta(hours=1)
+#: What a recorded trial says besides the values that it drew.
+_NO_VALUES = ("number", "state", "val_accuracy", "epochs", "seconds", "weights")
 
 
 def as_recipe(trial: Trial | FrozenTrial) -> dict:
@@ -264,6 +266,28 @@ def save_study(study: optuna.Study, folder: Path | None = None) -> Path:
     }
     save_figure(plot_study(study), study.study_name, folder)
     return write_record(folder / "benchmarks" / f"{study.study_name}.json", found)
+
+
+def as_study(trials: list[dict], space: Callable[[Trial | FrozenTrial], dict] = as_recipe) -> optuna.Study:
+    """The ``trials`` of a file that :func:`save_study` wrote, or some of them, as a study in memory.
+
+    Each is a row with ``state``, ``val_accuracy``, ``epochs`` and the values that ``space`` asks for. Used in
+    notebooks/06_tuning_and_backbones.ipynb.
+    """
+    shown = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    for row in trials:
+        study.enqueue_trial({key: value for key, value in row.items() if key not in _NO_VALUES})
+        trial = study.ask()
+        space(trial)
+        if row["state"] == "PRUNED":
+            trial.report(row["val_accuracy"], row["epochs"])
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, row["val_accuracy"])
+    optuna.logging.set_verbosity(shown)
+    return study
 
 
 def splits() -> tuple[FashionMNIST, FashionMNIST]:
