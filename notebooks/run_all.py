@@ -1,8 +1,9 @@
 """Execute the notebooks in order, and note how long each takes and the memory it needs.
 
 ``python notebooks/run_all.py`` saves them with their outputs in ``runs/notebooks``, and the times in
-``runs/benchmarks/notebook_times-<profile>.json``. With ``solutions`` it runs those of the exercises, with the beginning
-of a name (``03``) that notebook alone. ``--in-place --record`` is how the outputs and numbers of the course were made.
+``runs/benchmarks/notebook_times-<profile>.json``. With the beginning of a name (``03``) it runs that notebook alone, with
+``solutions`` those of the exercises, with ``solutions/03`` one of them. ``--profile smoke`` tells within minutes whether
+a machine can run the course. ``--in-place --record`` is how the outputs and numbers of the course were made.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import psutil
 from nbclient import NotebookClient
 from PIL import Image
 
-from fmnist_utils import ROOT, profile
+from fmnist_utils import PROFILES, ROOT, profile
 from fmnist_utils.results import default_folder, read_record, where_and_when, write_record, write_text
 from fmnist_utils.sources.files import shown
 
@@ -87,16 +88,26 @@ def execute(path: Path, saved: Path) -> dict[str, float]:
     return {"seconds": round(seconds, 1), "peak_memory_mb": round(client.peak_mb)}
 
 
+def selected(name: str) -> list[Path]:
+    """The notebooks that ``name`` stands for: all, one by the beginning of its name, or (some of) the solutions."""
+    if name.partition("/")[0] == "solutions":
+        return sorted((ROOT / "notebooks" / "solutions").glob(f"{name.partition('/')[2]}*.ipynb"))
+    folder = ROOT / "notebooks" / ("solutions" if name.endswith("_solutions") else "")
+    return sorted(folder.glob(f"{name}*.ipynb"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", nargs="?", default="", help="'solutions', or the beginning of a notebook's name")
+    parser.add_argument("name", nargs="?", default="", help="beginning of a notebook's name, 'solutions', 'solutions/03'")
+    parser.add_argument("--profile", choices=PROFILES, help="how much is computed; else FMNIST_PROFILE or the default")
     parser.add_argument("--in-place", action="store_true", help="save in notebooks/ itself instead of runs/notebooks")
     parser.add_argument("--record", action="store_true", help="write all numbers to results/ instead of runs/")
     given = parser.parse_args()
-    if given.record:
-        os.environ["FMNIST_RECORD"] = "1"  # for the notebooks, too
-    solutions = given.name == "solutions"
-    paths = sorted((ROOT / "notebooks").glob("solutions/*.ipynb" if solutions else f"{given.name}*.ipynb"))
+    for variable, value in (("FMNIST_RECORD", "1" if given.record else None), ("FMNIST_PROFILE", given.profile)):
+        if value:
+            os.environ[variable] = value  # for the notebooks, too
+    paths = selected(given.name)
+    solutions = bool(paths) and paths[0].parent.name == "solutions"
     if not paths:
         sys.exit(f"No notebook's name begins with {given.name!r}.")
     name = "solution_times" if solutions else "notebook_times"

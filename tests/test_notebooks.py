@@ -1,9 +1,10 @@
 """What a reader, a code host and Colab need of the saved notebooks; that their code runs is nbmake's part.
 
-And ``notebooks/run_all.py``, on a small project with one small notebook.
+And ``notebooks/run_all.py``, on a small project with two small notebooks.
 """
 
 import base64
+import copy
 import importlib.util
 import io
 import json
@@ -40,6 +41,17 @@ main_notebooks = pytest.mark.parametrize("path", MAIN, ids=name_of)
 rebuilt_notebooks = pytest.mark.parametrize("path", REBUILT, ids=name_of)
 rebuilt_solutions = pytest.mark.parametrize("path", REBUILT_SOLUTIONS, ids=name_of)
 all_rebuilt = pytest.mark.parametrize("path", REBUILT + REBUILT_SOLUTIONS, ids=name_of)
+
+
+def script(name: str):
+    """A module of a program in notebooks/."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+colab = script("colab")
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -111,15 +123,11 @@ def test_parameters_are_in_a_tagged_cell(path):
     assert re.search(r"^\w+ *=", tagged[0].source, re.MULTILINE)
 
 
-@every_notebook
+@all_rebuilt
 def test_first_code_cell_prepares_colab_in_the_same_way_everywhere(path):
-    first = code_cells(path)[0].source
-    assert "google.colab" in first and "/content/course" in first
-    # What runs in Colab only must not have been commented out.
-    assert re.search(r"^\s*[!%]pip install", first, re.MULTILINE) or "pip" in re.sub("#.*", "", first)
-    # Only what is installed differs: what a notebook needs.
-    extras = r"course(\[[\w,]+\])?\""
-    assert re.sub(extras, "", first) == re.sub(extras, "", code_cells(MAIN[0])[0].source)
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    as_it_should_be = colab.with_address(copy.deepcopy(notebook), path.name, None)
+    assert as_it_should_be == notebook, "run python notebooks/colab.py"
 
 
 @every_notebook
@@ -307,18 +315,19 @@ def test_absolute_paths_would_be_noticed(text, found):
 @pytest.fixture
 def run_all(tmp_path, monkeypatch):
     """Runs it in a project with notebooks 01 and 02 (and a solution) that say where their runs go."""
-    spec = importlib.util.spec_from_file_location("run_all", FOLDER / "run_all.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("run_all")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(writing, "ROOT", tmp_path)
-    monkeypatch.setenv("FMNIST_RECORD", "0")  # so that it is put back after --record
+    monkeypatch.setenv("FMNIST_RECORD", "0")  # so that they are put back after --record and --profile
+    monkeypatch.setenv("FMNIST_PROFILE", "smoke")
     text = "[next](02_b.ipynb) [answers](solutions/01_a_solutions.ipynb#1) ![plot](../results/a.png) [x](https://x.org)"
     cells = [nbformat.v4.new_markdown_cell(text)]
-    cells += [nbformat.v4.new_code_cell("import os\nprint(os.environ['FMNIST_RECORD'], os.path.basename(os.getcwd()))")]
-    for name in ("01_a.ipynb", "02_b.ipynb", "solutions/01_a_solutions.ipynb"):
+    code = "import os\nfrom os import environ as e\n"
+    code += "print(e['FMNIST_RECORD'], e['FMNIST_PROFILE'], os.path.basename(os.getcwd()))"
+    cells += [nbformat.v4.new_code_cell(code)]
+    for name in ("01_a", "02_b", "solutions/01_a_solutions", "solutions/02_b_solutions"):
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-        path = tmp_path / "notebooks" / name
+        path = tmp_path / "notebooks" / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
     (tmp_path / "results").mkdir()
@@ -344,7 +353,7 @@ def test_run_all_writes_below_runs_alone(run_all, monkeypatch):
     assert set(changed) == {f"runs/{n}" for n in ("notebooks/01_a.ipynb", "notebooks/02_b.ipynb",
                                                   "benchmarks/notebook_times-smoke.json")}  # fmt: skip
     prose, code = nbformat.reads(changed["runs/notebooks/01_a.ipynb"].decode(), as_version=4).cells
-    assert code.outputs[0].text == "0 notebooks\n" and code.execution_count == 1
+    assert code.outputs[0].text == "0 smoke notebooks\n" and code.execution_count == 1
     # From runs/notebooks the same files; the notebook beside it is the one that was run, too.
     assert prose.source == (
         "[next](02_b.ipynb) [answers](../../notebooks/solutions/01_a_solutions.ipynb#1) ![plot](../../results/a.png) "
@@ -362,13 +371,29 @@ def test_run_all_saves_in_place_and_records_on_request(run_all):
     changed = run_all("02", "--in-place", "--record")
     assert set(changed) == {"notebooks/02_b.ipynb", "results/benchmarks/notebook_times-smoke.json"}
     prose, code = nbformat.reads(changed["notebooks/02_b.ipynb"].decode(), as_version=4).cells
-    assert code.outputs[0].text == "1 notebooks\n" and "(../results/a.png)" in prose.source
+    assert code.outputs[0].text == "1 smoke notebooks\n" and "(../results/a.png)" in prose.source
 
 
 def test_run_all_keeps_solutions_apart(run_all):
     assert set(run_all("solutions")) == {
         "runs/notebooks/solutions/01_a_solutions.ipynb",
+        "runs/notebooks/solutions/02_b_solutions.ipynb",
         "runs/benchmarks/solution_times-smoke.json",
     }
     with pytest.raises(SystemExit, match="No notebook's name begins with '08'"):
         run_all("08")
+
+
+@pytest.mark.parametrize("name", ["solutions/02", "02_b_solutions"])
+def test_run_all_runs_one_solutions_notebook(run_all, name):
+    changed = run_all(name, "--in-place")
+    assert set(changed) == {"notebooks/solutions/02_b_solutions.ipynb", "runs/benchmarks/solution_times-smoke.json"}
+
+
+def test_run_all_sets_the_profile_of_all_notebooks(run_all):
+    changed = run_all("01", "--profile", "cpu")
+    assert set(changed) == {"runs/notebooks/01_a.ipynb", "runs/benchmarks/notebook_times-cpu.json"}
+    _, code = nbformat.reads(changed["runs/notebooks/01_a.ipynb"].decode(), as_version=4).cells
+    assert code.outputs[0].text == "0 cpu notebooks\n"
+    with pytest.raises(SystemExit):
+        run_all("01", "--profile", "huge")

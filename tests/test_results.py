@@ -1,4 +1,4 @@
-"""`fmnist_utils.results`: where runs go and what their files hold, and README against the files under results/."""
+"""`fmnist_utils.results`: where runs go and what their files hold, and the pages against the files under results/."""
 
 import json
 import re
@@ -25,7 +25,8 @@ from fmnist_utils.results import (
     save_benchmark,
     save_figure,
     save_result,
-    update_readme,
+    times_table,
+    update_pages,
     with_tables,
     write_text,
     writing,
@@ -114,7 +115,7 @@ def test_recorded_runs_appear_in_the_readme_between_the_markers_best_first(small
     model = small_vgg()
     record(project, model, "worse", metrics=METRICS | {"test_accuracy": 0.85})
     record(project, model, "better")
-    assert update_readme(project / "results") and not update_readme(project / "results")
+    assert update_pages(project / "results") == ["README.md"] and update_pages(project / "results") == []
     readme = (project / "README.md").read_text(encoding="utf-8")
     assert readme.startswith("# Title\n\n<!-- results:start (made by x) -->\n| run |")
     assert readme.endswith("|\n<!-- results:end -->\n\nThe end: 100%.\n")
@@ -183,12 +184,35 @@ def test_benchmarks_appear_in_the_readme_and_smoke_ones_do_not(project, monkeypa
     save_benchmark("skipped", setting="few", ours=1.0, **settings)
     monkeypatch.setenv("FMNIST_PROFILE", "cpu")
     save_benchmark("engine", setting="VGG16", ours=12345.678, **settings)
-    update_readme(project / "results")
+    update_pages(project / "results")
     assert (project / "README.md").read_text(encoding="utf-8").splitlines()[1:-1] == [
         "| benchmark | ours | against | | what was measured |",
         "|---|---:|---:|---|---|",
         "| [`engine-cpu`](results/benchmarks/engine-cpu.json) | 12,346 | 3 | images/s | VGG16 |",
     ]
+
+
+def test_links_in_a_table_lead_from_the_page_that_holds_it(project):
+    page = project / "docs" / "speed.md"
+    page.parent.mkdir()
+    page.write_text("<!-- benchmarks:start -->\n<!-- benchmarks:end -->\n", encoding="utf-8")
+    save_benchmark("engine", setting="few", ours=1.0, reference=3.0, unit="s", folder=project / "results")
+    made = project / "results" / "benchmarks" / "engine-smoke.json"
+    text = made.read_text(encoding="utf-8").replace('"smoke"', '"cpu"')
+    made.with_name("engine-cpu.json").write_text(text, encoding="utf-8")
+    assert update_pages(project / "results") == ["README.md", "docs/speed.md"]
+    assert "(../results/benchmarks/engine-cpu.json)" in page.read_text(encoding="utf-8")
+
+
+def test_times_of_notebooks_are_shown_in_minutes(project):
+    assert len(times_table(project / "results").splitlines()) == 2
+    times = {"03_vgg16": {"seconds": 90, "peak_memory_mb": 2912}}
+    path = project / "results" / "benchmarks" / "notebook_times-cpu.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"name": "notebook_times", "profile": "cpu", "notebooks": times}))
+    assert times_table(project / "results").splitlines()[2:] == ["| 03 vgg16 | 1.5 | 2.9 GB |"]
+    text = with_tables("<!-- times:start -->\n<!-- times:end -->", project / "results")
+    assert text.splitlines()[3] == "| 03 vgg16 | 1.5 | 2.9 GB |"
 
 
 def test_readme_without_markers_stays_as_it_is(project):
@@ -281,7 +305,7 @@ def test_a_stray_or_damaged_file_is_called_by_its_name(small_vgg, project, chang
     path = record(project, small_vgg())
     changed = change(path.read_text(encoding="utf-8"))
     path.write_text(changed, encoding="utf-8")
-    for read in (load_results, results_table, update_readme):
+    for read in (load_results, results_table, update_pages):
         with pytest.raises(ValueError, match=f"vgg16-frozen-smoke.json cannot be used: .*{said}.*take it out of"):
             read(project / "results")
     assert "old" in (project / "README.md").read_text(encoding="utf-8")
@@ -413,22 +437,53 @@ def test_accuracies_are_collected_from_metrics_and_not_from_histories(tmp_path):
     assert recorded_accuracies(tmp_path) == [0.9, 0.8, 0.75, 0.99]
 
 
-def test_readme_shows_the_recorded_runs():
+#: Everything that is read before, beside or after the notebooks.
+PAGES = [ROOT / name for name in ("README.md", "TEACHING.md", "CONTRIBUTING.md")]
+PAGES += [page for folder in ("benchmarks", "docs", "results") for page in sorted((ROOT / folder).glob("*.md"))]
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+@every_page
+def test_tables_show_what_is_recorded(page):
+    text = page.read_text(encoding="utf-8")
+    assert with_tables(text, page=page) == text, "run python -m fmnist_utils.results"
+
+
+def test_each_table_stands_on_one_page():
+    texts = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for marker in ("results", "benchmarks", "times"):
+        assert texts.count(f"<!-- {marker}:start") == texts.count(f"<!-- {marker}:end -->") == 1
+
+
+@every_page
+def test_no_page_claims_an_accuracy_that_is_not_recorded(page):
+    assert unsupported_accuracies(page.read_text(encoding="utf-8"), recorded_accuracies(ROOT / "results")) == []
+
+
+def anchors(page) -> set[str]:
+    """What the headings of a Markdown page are called after # by code hosts."""
+    headings = re.findall(r"^#+ (.+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_files_figures_and_headings_that_a_page_links_to_exist(page):
+    targets = re.findall(r"\]\(\s*([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    missing = []
+    for target in (target for target in targets if "://" not in target):
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        if not file.exists() or (heading and heading not in anchors(file)):
+            missing.append(target)
+    assert missing == []
+    assert targets or page.name == "CONTRIBUTING.md"
+
+
+def test_readme_can_be_read_in_two_minutes():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(re.findall("<!-- results:start", readme)) == len(re.findall("<!-- results:end -->", readme)) == 1
-    assert with_tables(readme) == readme, "run python -m fmnist_utils.results"
-
-
-def test_readme_claims_no_accuracy_that_is_not_recorded():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert unsupported_accuracies(readme, recorded_accuracies(ROOT / "results")) == []
-
-
-def test_files_and_figures_that_the_readme_shows_exist():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)|src=\"([^\"]+)\"", readme)
-    local = [target for pair in targets for target in pair if target and "://" not in target]
-    assert local and [target for target in local if not (ROOT / target).exists()] == []
+    assert len(readme.splitlines()) <= 120 and len(readme.split()) <= 900
+    for command in ('".[notebooks]" && python notebooks/run_all.py', '".[dev]" && python -m pytest'):
+        assert f"\npython -m pip install -e {command}\n" in readme
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda path: path.name)

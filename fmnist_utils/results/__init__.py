@@ -1,12 +1,12 @@
-"""The files under ``results/`` (recorded) and ``runs/`` (your own): writing and reading them, and README's tables.
+"""The files under ``results/`` (recorded) and ``runs/`` (your own): writing, reading, tables.
 
-``python -m fmnist_utils.results`` brings README's tables up to date; nothing else does.
+``python -m fmnist_utils.results`` brings the tables of README, TEACHING and their like up to date; nothing else does.
 """
 
 from fmnist_utils.results.machine import hardware, peak_memory_mb, versions, where_and_when
 from fmnist_utils.results.reading import load_predictions, load_results
 from fmnist_utils.results.schema import Result, read_record
-from fmnist_utils.results.tables import benchmarks_table, results_table, update_readme, with_tables
+from fmnist_utils.results.tables import benchmarks_table, results_table, times_table, update_pages, with_tables
 from fmnist_utils.results.writing import (
     check_writable,
     default_folder,
@@ -31,7 +31,8 @@ __all__ = [
     "save_benchmark",
     "save_figure",
     "save_result",
-    "update_readme",
+    "times_table",
+    "update_pages",
     "versions",
     "where_and_when",
     "with_tables",

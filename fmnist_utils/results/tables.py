@@ -1,5 +1,6 @@
-"""README's tables, made from the files under ``results/`` alone, and only by ``python -m fmnist_utils.results``."""
+"""The tables of the Markdown pages, made from ``results/`` alone, and only by ``python -m fmnist_utils.results``."""
 
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from fmnist_utils.results.writing import write_text
 
 
 def results_table(folder: Path = ROOT / "results") -> str:
-    """README's results table in Markdown, made from ``results/`` alone."""
+    """A row per recorded run in Markdown, the best first."""
     lines = [
         "| run | weights | training images | size | test accuracy | macro F1 | trainable | time | hardware |",
         "|---|---|---:|---:|---:|---:|---:|---:|---|",
@@ -35,15 +36,16 @@ def results_table(folder: Path = ROOT / "results") -> str:
     return "\n".join(lines)
 
 
-def benchmarks_table(folder: Path = ROOT / "results") -> str:
-    """README's table of benchmarks in Markdown: the headline pair of each file under ``results/benchmarks``."""
+def benchmarks_table(folder: Path = ROOT / "results", page: Path | None = None) -> str:
+    """The headline pair of each file under ``results/benchmarks`` in Markdown, with links from ``page`` (README)."""
+    base = page.parent if page else folder.parent
     lines = ["| benchmark | ours | against | | what was measured |", "|---|---:|---:|---|---|"]
     for path in records_in(folder / "benchmarks"):
         found = read_record(path, needed=("name", "profile"))
         if found["profile"] == "smoke" or "ratio" not in found:
             continue
         found = read_record(path, needed=("ours", "reference", "unit", "setting"))
-        link = f"[`{path.stem}`](results/benchmarks/{path.name})"
+        link = f"[`{path.stem}`]({Path(os.path.relpath(path, base)).as_posix()})"
         pair = " | ".join(
             f"{value:,.0f}" if (value := found[key]) >= 100 else f"{value:.3g}" for key in ("ours", "reference")
         )
@@ -51,22 +53,39 @@ def benchmarks_table(folder: Path = ROOT / "results") -> str:
     return "\n".join(lines)
 
 
-def with_tables(readme: str, folder: Path = ROOT / "results") -> str:
-    """``readme`` with :func:`results_table` and :func:`benchmarks_table` between the markers of each."""
-    for marker, table in (("results", results_table(folder)), ("benchmarks", benchmarks_table(folder))):
+def times_table(folder: Path = ROOT / "results") -> str:
+    """Minutes and memory of each notebook in Markdown, as ``notebooks/run_all.py --record`` measured them on a CPU."""
+    lines = ["| notebook | minutes | most memory |", "|---|---:|---:|"]
+    path = folder / "benchmarks" / "notebook_times-cpu.json"
+    if path.is_file():
+        for name, needed in read_record(path, needed=("notebooks",))["notebooks"].items():
+            minutes, gigabytes = needed["seconds"] / 60, needed["peak_memory_mb"] / 1000
+            lines.append(f"| {name.replace('_', ' ')} | {minutes:.1f} | {gigabytes:.1f} GB |")
+    return "\n".join(lines)
+
+
+def with_tables(text: str, folder: Path = ROOT / "results", page: Path | None = None) -> str:
+    """``text`` of a Markdown page with the tables of this file between the markers of each, where it has them."""
+    makers = {
+        "results": lambda: results_table(folder),
+        "benchmarks": lambda: benchmarks_table(folder, page),
+        "times": lambda: times_table(folder),
+    }
+    for marker, table in makers.items():
         between = re.compile(rf"(?<=<!-- {marker}:start)([^>]*-->\n).*?(?=<!-- {marker}:end -->)", re.DOTALL)
-        readme = between.sub(lambda match, table=table: match[1] + table + "\n", readme)
-    return readme
+        text = between.sub(lambda match, table=table: match[1] + table() + "\n", text)
+    return text
 
 
-def update_readme(folder: Path = ROOT / "results") -> bool:
-    """Bring the tables of the README beside ``folder`` up to date; whether anything changed.
+def update_pages(folder: Path = ROOT / "results") -> list[str]:
+    """Bring the tables of the pages in the project of ``folder`` up to date; the names of those that changed.
 
     Raises ``ValueError`` where a file under ``folder`` cannot be used, and names it.
     """
-    readme = folder.parent / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    after = with_tables(before, folder)
-    if after != before:
-        write_text(readme, after)
-    return after != before
+    changed = []
+    for page in sorted({*folder.parent.glob("*.md"), *folder.parent.glob("*/*.md")}):
+        before = page.read_text(encoding="utf-8")
+        if (after := with_tables(before, folder, page)) != before:
+            write_text(page, after)
+            changed.append(page.relative_to(folder.parent).as_posix())
+    return changed

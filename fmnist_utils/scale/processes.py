@@ -1,8 +1,8 @@
 """Several processes, on one machine or many: who am I, what is my share, how do results come together.
 
 ``torchrun``, ``accelerate launch`` and ``notebook_launcher`` start the same program several times; the functions here
-make those programs one run. Started alone, a program is the first of one and nothing is sent anywhere. README shows the
-commands, ``benchmarks/SCALING.md`` the arithmetic.
+make those programs one run. Started alone, a program is the first of one and nothing is sent anywhere.
+``docs/guide.md`` shows the commands, ``benchmarks/SCALING.md`` the arithmetic.
 """
 
 import os
