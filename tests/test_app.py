@@ -1030,13 +1030,13 @@ def test_titles_and_addresses(server, browser):
 
 
 def test_while_it_works_it_says_so_and_the_answer_comes_into_sight(page):
-    asked = []
-    page.route("**/_dash-update-component*", lambda route: asked.append(route))
+    asked, held = [], [True]
+    page.route("**/_dash-update-component*", lambda route: asked.append(route) if held else route.continue_())
     page.locator(".thumb").first.click()
     page.wait_for_selector("#results[aria-busy=true]")
     while not asked:
         page.wait_for_timeout(50)
-    page.unroute("**/_dash-update-component*")
+    held.clear()
     for route in asked:
         route.continue_()
     page.wait_for_selector("#results[aria-busy=false]")
