@@ -17,14 +17,13 @@ from fmnist_utils.plots.exploration import (
 from fmnist_utils.plots.pictures import image_grid, picture_rows
 from fmnist_utils.plots.preprocessing import channel_values, enlargements, speeds, steps
 from fmnist_utils.plots.style import CLASS_COLORS, COLORS, Shown, show, table, use_style
-from fmnist_utils.plots.training import accuracy_bars, curves
+from fmnist_utils.plots.training import curves
 from fmnist_utils.plots.transfer import answers, cut_network, layers
 
 __all__ = [
     "CLASS_COLORS",
     "COLORS",
     "Shown",
-    "accuracy_bars",
     "answers",
     "channel_values",
     "class_counts",
