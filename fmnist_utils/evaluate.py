@@ -69,7 +69,7 @@ def measure(
     """A run's metrics in the schema of ``results/``, and its predictions, float32 [N, 10], by split.
 
     ``inputs`` are images or features of any of ``test``, ``val`` and ``train``, ``labels`` int64 [N]. The metrics are
-    the accuracy on each, and ``macro_f1`` of the test images. Used in notebooks/03_vgg16_transfer_learning.ipynb.
+    the accuracy on each, and ``macro_f1`` of the test images.
     """
     predictions = {split: predict(model, data, mirror=mirror) for split, data in inputs.items()}
     scores = {split: score(predictions[split], labels[split]) for split in predictions}

@@ -30,6 +30,7 @@ SCRIPTS = [
     ("training_images", []),
     ("backbones", []),
     ("unfreezing", []),
+    ("which_layer", []),
     ("search_rate", []),
     ("exported_models", []),
     ("app_load", []),
@@ -156,6 +157,18 @@ def check_backbones(found: dict) -> None:
     assert set(found["pareto_front"]) == best
     top = rows.loc[rows.val_accuracy.idxmax()]
     assert (top.only_this, top.only_best, top.p_value) == (0, 0, 1)
+
+
+def check_which_layer(found: dict) -> None:
+    rows = pd.DataFrame(found["points"]).set_index(["network", "image_size", "layer"])
+    assert rows.features["pixels", 28, "pixels"] == 784
+    # Of 32 px five poolings leave 16, 8, 4, 2 and 1; maps larger than 4×4 are averaged.
+    vgg = rows.loc["VGG16", 32]
+    assert vgg.features.tolist() == 2 * [16 * 64, 16 * 128, 16 * 256, 4 * 512, 512]
+    assert vgg.weights.tolist() == 5 * [vgg.weights.iloc[0]] + 5 * ["none"]
+    assert not any(rows.loc["ResNet50"].weights == "none") if "ResNet50" in rows.index else found["left_out"]
+    np.testing.assert_allclose(rows.val_accuracy, [np.mean(seeds) for seeds in rows.by_seed], rtol=1e-3)
+    np.testing.assert_allclose(rows.sd, [np.std(seeds, ddof=1) for seeds in rows.by_seed], rtol=1e-3, atol=1e-6)
 
 
 def check_search_rate(found: dict) -> None:

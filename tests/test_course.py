@@ -219,7 +219,7 @@ def test_07_3_mirroring_inside_the_file(tmp_path):
 
 def test_answers_cannot_be_read_in_the_course():
     text = "".join(path.read_text() for path in (ROOT / "fmnist_utils" / "course").glob("notebook_*.py"))
-    for answer in ("2.4", "51", "0.766", ".sum(1", "torch.roll", "396", "cumsum", "np.isin", "0.9396"):
+    for answer in ("2.4", "51", "0.766", ".sum(1", "torch.roll", '"acd"', "396", "cumsum", "np.isin", "0.9396"):
         assert f" {answer}" not in text and f"={answer}" not in text
 
 
@@ -329,3 +329,58 @@ def test_06_3_how_many_trials_are_enough():
     assert check("06.3", enough)
     assert check("06.3", count).level == "nearly"
     assert check("06.3", 1).level == check("06.3", 40).level == "wrong"
+
+
+def test_03_1_what_may_be_computed_once():
+    # a and d: fixed up to the head; c: up to block 2. b, e and f change something in front of every border.
+    for answer in ("acd", "ACD", "d, c, a", {"a", "c", "d"}, ["a", "c", "d"]):
+        assert check("03.1", answer)
+    for answer, letter in (("ad", "c"), ("abcd", "b"), ("acdf", "f"), ("cd", "a")):
+        verdict = check("03.1", answer)
+        assert verdict.level == "nearly" and f"about {letter}" in verdict.message
+    for answer in ("be", "abcdef", "", "xyz", 7, "all"):
+        assert check("03.1", answer).level == "wrong"
+
+
+def test_03_2_a_linear_head_on_frozen_features():
+    settings = {"cut_after": "block3", "image_size": 32}
+    few = train_val_split(load("train"))[0].subset(150)
+
+    model = build_model("vgg16", head="linear", **settings)
+    with torch.no_grad():
+        pooled = model.head[:2](model.backbone(model.preprocess(few.images)))
+        for _ in range(50):  # the running statistics become those of these images
+            normalised = model.head[2].train()(pooled)
+    last = model.head[3]
+    for _ in range(200):
+        loss = torch.nn.functional.cross_entropy(last(normalised), few.labels)
+        last.weight.data -= torch.autograd.grad(loss, last.weight)[0]
+    assert check("03.2", model.eval())
+    assert check("03.2", build_model("vgg16", head="linear", **settings)).level == "wrong"  # not trained
+    assert "preset" in check("03.2", build_model("vgg16", head="pooled", **settings)).message
+    assert "block 3" in check("03.2", build_model("vgg16", head="linear", cut_after="block1", image_size=32)).message
+    model.backbone.block2[0].bias.data += 1
+    assert "only the head" in check("03.2", model).message.lower()
+    assert check("03.2", model.head).level == check("03.2", 0.8).level == "wrong"
+
+
+def test_03_3_features_of_two_blocks():
+    model = build_model("vgg16", cut_after="block3", head="linear", image_size=56)
+    part = model.backbone
+
+    @torch.no_grad()
+    def both(images, order=(0, 1), side=4):
+        second = part.block2(part.block1(model.preprocess(images)))
+        maps = second, part.block3(second)
+        pooled = [torch.nn.functional.adaptive_avg_pool2d(m, side).flatten(1) for m in maps]
+        return torch.cat([pooled[i] for i in order], 1)
+
+    assert check("03.3", both) and check("03.3", lambda images: both(images, (1, 0)))
+    assert "other" in check("03.3", lambda images: both(images)[:, :2048]).message
+    assert "flatten" in check("03.3", lambda images: both(images)[..., None]).message
+    assert check("03.3", lambda images: both(images, side=2)).level == "wrong"
+    assert check("03.3", lambda images: both(images // 2)).level == "wrong"
+    assert check("03.3", lambda images: None).level == "open"
+    assert check("03.3", lambda images: 3).level == check("03.3", both(load("test").images[:2])).level == "wrong"
+    failing = check("03.3", lambda: 0)
+    assert failing.level == "wrong" and "TypeError" in failing.message

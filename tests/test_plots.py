@@ -5,9 +5,11 @@ import base64
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib import pyplot as plt
 
 from fmnist_utils import plots
+from fmnist_utils.models import build_model
 from fmnist_utils.plots import curves
 
 
@@ -222,3 +224,43 @@ def test_robustness_has_a_line_for_each_kind_and_its_intervals():
     for container in axis.containers:
         segments = container.lines[2][0].get_segments()
         assert [segment[:, 0].tolist() for segment in segments] == [pytest.approx([0.4, 0.7])] * 2
+
+
+def test_which_layer_shows_each_mean_with_its_spread_and_names_that_keep_apart():
+    rows = [
+        {"network": "pixels", "weights": "none", "image_size": 28, "layer": "pixels", "val_accuracy": 0.8, "sd": 0.01}
+    ]
+    for weights, size, end in (("a", 64, 0.82), ("none", 64, 0.819), ("a", 96, 0.821)):
+        for layer, accuracy in (("block1", 0.85), ("block2", end)):
+            rows.append({"network": "VGG16", "weights": weights, "image_size": size, "layer": layer, "sd": 0.02})
+            rows[-1]["val_accuracy"] = accuracy
+    rows.append(
+        {"network": "ResNet50", "weights": "b", "image_size": 64, "layer": "stem", "val_accuracy": 0.9, "sd": 0.1}
+    )
+    vgg, resnet = plots.layers(pd.DataFrame(rows)).axes
+    (bars,) = resnet.containers[1].lines[2]
+    np.testing.assert_allclose(bars.get_segments()[0][:, 1], [0.8, 1.0])
+    assert [label.get_text() for label in vgg.get_xticklabels()] == ["pixels", "block1", "block2"]
+    heights = sorted(text.get_position()[1] for text in vgg.texts)
+    assert len(heights) == 3 and min(np.diff(heights)) >= 0.0139
+    assert {text.get_text() for text in vgg.texts} == {"ImageNet,\n64 px", "random,\n64 px", "ImageNet,\n96 px"}
+
+
+def test_a_cut_network_is_drawn_with_the_numbers_of_its_models():
+    settings = {"image_size": 32, "weights": None, "trainable": "head"}
+    whole = build_model("vgg16", head="linear", **settings)
+    model = build_model("vgg16", cut_after="block1", head="pooled", **settings)
+    said = [text.get_text() for text in plots.cut_network(whole, model).axes[0].texts]
+    # block1: 3·64·9 + 64 and 64·64·9 + 64 parameters; pooled to 4×4: 64·16 numbers.
+    for expected in ("cut after block1", "64×16×16\n38,720", "1,024 numbers\nonce an image", "512×1×1\n7.1 million"):
+        assert expected in said
+    assert not any(text.startswith("64×16") and "million" in text for text in said)
+
+
+def test_answers_name_the_three_likeliest_classes():
+    probabilities = np.full((2, 10), 0.01, np.float32)
+    probabilities[:, 6], probabilities[:, 0], probabilities[:, 2] = 0.6, 0.2, 0.1
+    figure = plots.answers(torch.zeros(2, 28, 28, dtype=torch.uint8), probabilities, torch.tensor([6, 4]))
+    texts = [[text.get_text() for text in axis.texts] for axis in figure.axes if axis.texts]
+    assert texts == 2 * [["Shirt 60%", "T-shirt/top 20%", "Pullover 10%"]]
+    assert [axis.get_title("center") for axis in figure.axes if axis.images] == ["Shirt", "Coat"]

@@ -43,13 +43,14 @@ from fmnist_utils.plots.exploration import (
 from fmnist_utils.plots.pictures import image_grid, picture_rows
 from fmnist_utils.plots.preprocessing import channel_values, enlargements, speeds, steps
 from fmnist_utils.plots.style import CLASS_COLORS, COLORS, Shown, show, table, use_style
-from fmnist_utils.plots.training import accuracy_bars, curves
+from fmnist_utils.plots.training import curves
+from fmnist_utils.plots.transfer import answers, cut_network, layers
 
 __all__ = [
     "CLASS_COLORS",
     "COLORS",
     "Shown",
-    "accuracy_bars",
+    "answers",
     "auroc",
     "backbones",
     "best_so_far",
@@ -60,6 +61,7 @@ __all__ = [
     "class_means",
     "confusion",
     "curves",
+    "cut_network",
     "data_curve",
     "differences",
     "enlargements",
@@ -69,6 +71,7 @@ __all__ = [
     "image_grid",
     "intervals",
     "latencies",
+    "layers",
     "luck",
     "maps",
     "operators",

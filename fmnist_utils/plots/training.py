@@ -1,4 +1,4 @@
-"""Learning curves and accuracies."""
+"""Learning curves."""
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -25,7 +25,7 @@ def curves(history: pd.DataFrame, title: str = "") -> Figure:
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("cross-entropy (nats)")
     axes[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 
@@ -34,16 +34,3 @@ def _new_phases(history: pd.DataFrame) -> list[int]:
     if "phase" not in history:
         return []
     return list(history.index[1:][history.phase.diff().iloc[1:] > 0])
-
-
-def accuracy_bars(accuracies: dict[str, float], title: str = "") -> Figure:
-    """One labelled bar per entry, such as training, validation and test accuracy. The axis starts at 0."""
-    figure, axis = plt.subplots(figsize=(1.6 + 1.3 * len(accuracies), 3.4))
-    colors = [COLORS.get(name.split()[0].replace("training", "train").replace("validation", "val"), COLORS["muted"])
-              for name in accuracies]  # fmt: skip
-    bars = axis.bar(list(accuracies), list(accuracies.values()), color=colors, width=0.6)
-    axis.bar_label(bars, [f"{value:.1%}" for value in accuracies.values()], padding=3)
-    axis.set(ylim=(0, 1.08), ylabel="accuracy", title=title)
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.grid(axis="x", visible=False)
-    return figure
