@@ -14,6 +14,14 @@ from fmnist_utils.plots.exploration import (
     sample_rows,
     variance,
 )
+from fmnist_utils.plots.fine_tuning import (
+    drift,
+    ladder_title,
+    ladders,
+    residual_blocks,
+    rung_table,
+    what_learns,
+)
 from fmnist_utils.plots.pictures import image_grid, picture_rows
 from fmnist_utils.plots.preprocessing import channel_values, enlargements, speeds, steps
 from fmnist_utils.plots.style import CLASS_COLORS, COLORS, Shown, show, table, use_style
@@ -29,12 +37,17 @@ __all__ = [
     "class_means",
     "confusion",
     "curves",
+    "drift",
     "enlargements",
     "image_grid",
     "intervals",
+    "ladder_title",
+    "ladders",
     "maps",
     "picture_rows",
     "pixel_values",
+    "residual_blocks",
+    "rung_table",
     "sample_rows",
     "show",
     "speeds",
@@ -42,4 +55,5 @@ __all__ = [
     "table",
     "use_style",
     "variance",
+    "what_learns",
 ]
