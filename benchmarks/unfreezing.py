@@ -109,7 +109,7 @@ def headline(ladders: list[dict]) -> dict:
     rung = {"head": "the head", "all": "everything"}.get(best(top)["rung"], f"the last {best(top)['rung']} layers")
     images = f"{top['train_images']:,} training and {top['val_images']:,} validation images"
     return {
-        "setting": f"{ladder_title(top).splitlines()[0]}, {images}: {rung} "
+        "setting": f"{', '.join(ladder_title(top).splitlines()[:2])}, {images}: {rung} "
         f"learning against the head alone, from the same start (epochs: {top['epochs']})",
         "ours": 100 * best(top)["val_accuracy"],
         "reference": 100 * top["rungs"][0]["val_accuracy"],

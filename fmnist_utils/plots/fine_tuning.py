@@ -33,7 +33,7 @@ def what_learns(model: Classifier, rows: Mapping[str, str | int], border: int | 
     ``border`` is that of the cached features if all rows share it, else each row has its own. A block that learns only
     in part is hatched. The model is left as it was.
     """
-    before, boxes = model.config["trainable"], list(_boxes(model))
+    before, boxes, seen = model.config["trainable"], list(_boxes(model)), set()
     figure, axis = plt.subplots(figsize=(11, 1.5 + 0.62 * len(rows)))
     for row, (name, trainable) in enumerate(rows.items()):
         set_trainable(model, trainable)
@@ -43,6 +43,7 @@ def what_learns(model: Classifier, rows: Mapping[str, str | int], border: int | 
             state = 2 if any(learns) else int(number >= cached)
             hatch = "////" if any(learns) and not all(learns) else None
             color = list(STATES.values())[state]
+            seen.add(color)
             axis.add_patch(Rectangle((x + 0.06, row + 0.14), 0.88, 0.72, fc=color, ec="white", hatch=hatch, lw=0))
         learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
         axis.text(len(boxes) + 0.25, row + 0.5, f"{learning / 1e6:.1f} million learn", va="center", fontsize=10)
@@ -51,7 +52,7 @@ def what_learns(model: Classifier, rows: Mapping[str, str | int], border: int | 
     _name_groups(axis, model, [group for group, _, _ in boxes], len(rows))
     axis.set(xlim=(-0.1, len(boxes) + 0.1), ylim=(len(rows) + 0.95, -0.05))
     axis.axis("off")
-    patches = [Patch(fc=color, label=state) for state, color in STATES.items()]
+    patches = [Patch(fc=color, label=state) for state, color in STATES.items() if color in seen]
     figure.legend(handles=patches, frameon=False, ncols=3, loc="outside lower center", fontsize=10)
     return figure
 
@@ -89,32 +90,34 @@ def residual_blocks(blocks: Mapping[str, torch.nn.Module]) -> Figure:
     """Residual blocks of a ResNet50, one below the other: three convolutions, the shortcut over them, the addition."""
     figure, axis = plt.subplots(figsize=(11, 0.3 + 1.75 * len(blocks)))
     for row, (name, block) in enumerate(blocks.items()):
-        y = 1.9 * row
+        y = 2 * row
         axis.text(-0.1, y, name, ha="right", va="center", fontsize=11)
         for x, layer in enumerate((block.conv1, block.conv2, block.conv3)):
-            _box(axis, 1.5 + 2.4 * x, y, f"{_convolution(layer)}\nBatchNorm" + ", ReLU" * (x < 2), STATES["learns"])
+            _box(
+                axis, 1.5 + 2.4 * x, y, _convolution(layer, "\n") + "\nBatchNorm" + ", ReLU" * (x < 2), STATES["learns"]
+            )
         _box(axis, 8.7, y, "+", COLORS["muted"], width=0.5)
         _box(axis, 10, y, "ReLU", COLORS["muted"], width=0.9)
         for start, end in ((0.05, 0.55), (2.45, 2.95), (4.85, 5.35), (7.25, 8.45), (8.95, 9.55), (10.45, 10.95)):
             axis.annotate("", (end, y), (start, y), arrowprops={"arrowstyle": "-|>", "color": "#444", "lw": 1.3})
-        axis.plot([0.25, 0.25, 8.7], [y, y - 0.85, y - 0.85], color=COLORS["train"], lw=2)
+        axis.plot([0.25, 0.25, 8.7], [y, y - 0.91, y - 0.91], color=COLORS["train"], lw=2)
         arrow = {"arrowstyle": "-|>", "color": COLORS["train"], "lw": 2}
-        axis.annotate("", (8.7, y - 0.3), (8.7, y - 0.87), arrowprops=arrow)
-        shortcut = f"{_convolution(block.downsample[0])}, BatchNorm" if block.downsample else "as it came in"
-        axis.text(4.4, y - 0.87, f" shortcut: {shortcut} ", ha="center", va="center", fontsize=10,
+        axis.annotate("", (8.7, y - 0.4), (8.7, y - 0.93), arrowprops=arrow)
+        shortcut = f"{_convolution(block.downsample[0], ', ')}, BatchNorm" if block.downsample else "as it came in"
+        axis.text(4.4, y - 0.92, f" shortcut: {shortcut} ", ha="center", va="center", fontsize=10,
                   color=COLORS["train"], bbox={"fc": "white", "ec": "none", "pad": 1})  # fmt: skip
-    axis.set(xlim=(-1.3, 11), ylim=(1.9 * len(blocks) - 1.25, -1.1))
+    axis.set(xlim=(-1.3, 11), ylim=(2 * len(blocks) - 1.4, -1.1))
     axis.axis("off")
     return figure
 
 
-def _convolution(layer: torch.nn.Conv2d) -> str:
+def _convolution(layer: torch.nn.Conv2d, between: str) -> str:
     side, stride = layer.kernel_size[0], f", stride {layer.stride[0]}" if layer.stride[0] > 1 else ""
-    return f"{side}×{side}{stride}: {layer.in_channels:,} → {layer.out_channels:,}"
+    return f"{side}×{side}{stride}{between}{layer.in_channels:,} → {layer.out_channels:,}"
 
 
 def _box(axis, x: float, y: float, text: str, color: str, width: float = 1.9) -> None:
-    axis.add_patch(Rectangle((x - width / 2, y - 0.3), width, 0.6, fc=color, alpha=0.25, ec=color, lw=1.2))
+    axis.add_patch(Rectangle((x - width / 2, y - 0.4), width, 0.8, fc=color, alpha=0.25, ec=color, lw=1.2))
     axis.text(x, y, text, ha="center", va="center", fontsize=9, linespacing=1.4)
 
 
@@ -176,10 +179,10 @@ def ladders(groups: Mapping[str, Sequence[dict]], images: int, training: bool = 
 
 
 def ladder_title(ladder: dict) -> str:
-    """What a recorded ladder was climbed with, in two lines."""
+    """What a recorded ladder was climbed with, in three lines."""
     name = {"resnet50": "ResNet50", "vgg16": "VGG16"}[ladder["name"]]
     cut = "" if ladder["cut_after"] in ("layer4", "block5") else f" to {ladder['cut_after']}"
-    mode = f", BatchNorm {ladder['batchnorm']}" if ladder["name"] == "resnet50" else ""
+    mode = f"\nBatchNorm {ladder['batchnorm']}" if ladder["name"] == "resnet50" else "\nno BatchNorm"
     return f"{name}{cut}, {ladder['image_size']} px{mode}\n{ladder['train_images']:,} training images"
 
 
