@@ -142,6 +142,7 @@ def test_a_ladder_is_drawn_and_tabulated_as_it_was_measured():
     table = plots.rung_table(rungs)
     assert table.loc["last 7 layers"].tolist() == [2_000, "99.0%", "86.0%", "13.0", "+6.0", 80, 20, "1e-09"]
     assert table.loc["head only", ["gain", "p-value"]].tolist() == ["control", ""]
+    assert len(plots.rung_table([*rungs, rungs[1]])) == 3, "two rungs of one name are two rows"
 
 
 def same(only_this: int, only_control: int, p_value: float) -> dict:

@@ -129,8 +129,8 @@ def rung_name(rung: str | int) -> str:
 def rung_table(rungs: Sequence[dict]) -> pd.DataFrame:
     """The rungs of a ladder as a table for :func:`~fmnist_utils.plots.table`; the first rung is the control."""
     control = rungs[0]["val_accuracy"]
-    rows = {
-        rung_name(row["rung"]): {
+    rows = [
+        {
             "parameters that learn": row["trainable"],
             "training": f"{row['train_accuracy']:.1%}",
             "validation": f"{row['val_accuracy']:.1%}",
@@ -141,8 +141,8 @@ def rung_table(rungs: Sequence[dict]) -> pd.DataFrame:
             "p-value": f"{row['p_value']:.1g}" if row is not rungs[0] else "",
         }
         for row in rungs
-    }
-    return pd.DataFrame(rows.values(), index=rows.keys())
+    ]
+    return pd.DataFrame(rows, index=[rung_name(row["rung"]) for row in rungs])
 
 
 def ladders(groups: Mapping[str, Sequence[dict]], images: int, training: bool = False) -> Figure:
