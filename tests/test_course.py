@@ -9,6 +9,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
+from torchvision.models import vgg16
 
 from fmnist_utils import ROOT
 from fmnist_utils.checkpoints import load_model
@@ -16,7 +17,7 @@ from fmnist_utils.course import begin, check
 from fmnist_utils.course.checking import Number, Verdict, digest
 from fmnist_utils.data import load, train_val_split
 from fmnist_utils.explain.outliers import load_outliers
-from fmnist_utils.models import build_model
+from fmnist_utils.models import build_model, set_trainable
 
 
 def test_a_verdict_is_true_only_if_right_and_reads_as_a_sentence():
@@ -384,3 +385,65 @@ def test_03_3_features_of_two_blocks():
     assert check("03.3", lambda images: 3).level == check("03.3", both(load("test").images[:2])).level == "wrong"
     failing = check("03.3", lambda: 0)
     assert failing.level == "wrong" and "TypeError" in failing.message
+
+
+def test_04_1_the_border_that_serves_all_rungs():
+    model = set_trainable(build_model("vgg16", head="gap-256", image_size=48), 14)
+    # Its own oracle: the layers of a plain VGG16 in front of its fourth block, and the preprocessing.
+    with torch.device("meta"):
+        poolings = [
+            n for n, layer in enumerate(vgg16(weights=None).features, 1) if isinstance(layer, torch.nn.MaxPool2d)
+        ]
+    border = 1 + poolings[2]
+    assert border == len(model.split()[0])
+    assert check("04.1", border)
+    for near in (border - 1, border + 7, len(set_trainable(model, "head").split()[0])):
+        assert check("04.1", near).level == "nearly"
+    assert check("04.1", 3).level == check("04.1", border + 1).level == "wrong"
+
+
+def test_04_2_an_optimiser_with_two_rates():
+    def groups(model, head, body, frozen=False):
+        learning = [p for p in model.backbone.parameters() if p.requires_grad or frozen]
+        return torch.optim.AdamW([{"params": model.head.parameters(), "lr": head}, {"params": learning, "lr": body}])
+
+    assert check("04.2", groups)
+    assert "changed places" in check("04.2", lambda model, a, b: groups(model, b, a)).message
+    assert "do not learn" in check("04.2", lambda model, a, b: groups(model, a, b, frozen=True)).message
+    one = check("04.2", lambda model, a, b: torch.optim.SGD(model.parameters(), lr=a))
+    assert one.level == "nearly" and "two rates" in one.message
+    only_head = check("04.2", lambda model, a, b: torch.optim.SGD(model.head.parameters(), lr=a))
+    assert only_head.level == "wrong"
+    assert check("04.2", lambda model, a, b: None).level == "open"
+    assert check("04.2", 3).level == check("04.2", lambda model, a, b: [a, b]).level == "wrong"
+
+
+def test_04_3_training_mode_that_keeps_statistics():
+    def norms(model):
+        return [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+    def right(model):
+        model.train()
+        [norm.eval() for norm in norms(model)]
+
+    def frozen(model):
+        right(model)
+        [norm.requires_grad_(False) for norm in norms(model)]
+
+    def whole(model):
+        [norm.eval() for norm in norms(model.train())]
+        model.drop.eval()
+
+    def only_gradients(model):
+        [norm.requires_grad_(False) for norm in norms(model.train())]
+
+    def removed(model):
+        model.train().norm = torch.nn.Identity()
+
+    assert check("04.3", right)
+    assert "no longer learn" in check("04.3", frozen).message
+    assert "dropout" in check("04.3", whole).message
+    assert check("04.3", only_gradients).level == check("04.3", removed).level == "wrong"
+    assert check("04.3", lambda model: model.train()).level == "wrong"
+    assert check("04.3", lambda model: None).level == "open"
+    assert check("04.3", 1).level == "wrong"

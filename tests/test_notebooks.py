@@ -16,6 +16,7 @@ from statistics import median
 
 import nbformat
 import pytest
+from test_weights import SHARED, needs_shared
 
 from fmnist_utils import ROOT
 from fmnist_utils.results import writing
@@ -310,6 +311,21 @@ def test_absolute_paths_would_be_noticed(text, found):
 
 
 # ------------------------------------------------------------------------------------------------------ run_all.py
+
+
+@pytest.mark.parametrize(
+    "weights", [pytest.param(SHARED, id="with", marks=needs_shared), pytest.param("", id="without")]
+)
+def test_notebook_04_runs_with_resnet50s_weights_and_without(weights, tmp_path, monkeypatch):
+    """nbmake runs it only as the caller's FMNIST_WEIGHTS says."""
+    monkeypatch.setenv("FMNIST_WEIGHTS", str(weights))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    script("run_all").execute(FOLDER / "04_resnet50_fine_tuning.ipynb", tmp_path / "04.ipynb")
+    said = [text for cell in code_cells(tmp_path / "04.ipynb") for output in cell.outputs for text in texts_in(output)]
+    recorded_instead = [text for text in said if "ImageNet weights cannot be had here" in text]
+    # Without: once where they are looked for, and in each cell that would have used them.
+    assert len(recorded_instead) >= 7 if not weights else not recorded_instead
+    assert any("Right" in text or "No answer yet" in text for text in said), "it ran to its end"
 
 
 @pytest.fixture

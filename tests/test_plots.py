@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import colors as mcolors
 from matplotlib import pyplot as plt
 
 from fmnist_utils import plots
 from fmnist_utils.models import build_model
 from fmnist_utils.plots import curves
+from fmnist_utils.plots.fine_tuning import STATES
 
 
 @pytest.fixture(autouse=True)
@@ -264,3 +266,42 @@ def test_answers_name_the_three_likeliest_classes():
     texts = [[text.get_text() for text in axis.texts] for axis in figure.axes if axis.texts]
     assert texts == 2 * [["Shirt 60%", "T-shirt/top 20%", "Pullover 10%"]]
     assert [axis.get_title("center") for axis in figure.axes if axis.images] == ["Shirt", "Coat"]
+
+
+def test_boxes_show_what_learns_what_is_frozen_and_what_runs_once():
+    model = build_model("vgg16", cut_after="block2", head="linear", image_size=32)
+    rows = {"head": "head", "a block": 5, "a convolution": 3, "all": "all"}
+    kept, frozen, learns = (mcolors.to_rgba(color) for color in STATES.values())
+    # Four convolutions and the head; the last three layers are a convolution, its activation and the pooling.
+    expected = [4 * [kept] + [learns], 2 * [kept] + 3 * [learns], 3 * [kept] + 2 * [learns], 5 * [learns]]
+    boxes = plots.what_learns(model, rows).axes[0].patches
+    assert [box.get_facecolor() for box in boxes] == sum(expected, [])
+    assert model.config["trainable"] == "head" and not any(p.requires_grad for p in model.backbone.parameters())
+    # With the features of "a block" (the preprocessing and five layers), the head's epochs run two convolutions.
+    shared = plots.what_learns(model, {"head": "head"}, border=6).axes[0].patches
+    assert [box.get_facecolor() for box in shared] == [kept, kept, frozen, frozen, learns]
+
+
+def test_a_ladder_is_drawn_and_tabulated_as_it_was_measured():
+    rungs = [
+        {"rung": "head", "trainable": 10, "train_accuracy": 0.95, "val_accuracy": 0.8} | same(0, 0, 1.0),
+        {"rung": 7, "trainable": 2_000, "train_accuracy": 0.99, "val_accuracy": 0.86} | same(80, 20, 1.2e-9),
+    ]
+    axis = plots.ladders({"one": rungs, "two": rungs[:1]}, 1_000, training=True).axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["head\nonly", "last\n7 layers"]
+    ((bars,),) = [container.lines[2] for container in axis.containers]
+    # Wilson's interval by its formula.
+    z, n = 1.959964, 1_000
+    for rung, segment in zip(rungs, bars.get_segments(), strict=True):
+        p = rung["val_accuracy"]
+        half = z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+        ends = [(p + z**2 / (2 * n) + sign * half) / (1 + z**2 / n) for sign in (-1, 1)]
+        assert segment[:, 1].tolist() == pytest.approx(ends, abs=1e-6)
+    table = plots.rung_table(rungs)
+    assert table.loc["last 7 layers"].tolist() == [2_000, "99.0%", "86.0%", "13.0", "+6.0", 80, 20, "1e-09"]
+    assert table.loc["head only", ["gain", "p-value"]].tolist() == ["control", ""]
+    assert len(plots.rung_table([*rungs, rungs[1]])) == 3, "two rungs of one name are two rows"
+
+
+def same(only_this: int, only_control: int, p_value: float) -> dict:
+    return {"only_this": only_this, "only_control": only_control, "p_value": p_value}

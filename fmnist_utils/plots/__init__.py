@@ -40,6 +40,14 @@ from fmnist_utils.plots.exploration import (
     sample_rows,
     variance,
 )
+from fmnist_utils.plots.fine_tuning import (
+    drift,
+    ladder_title,
+    ladders,
+    residual_blocks,
+    rung_table,
+    what_learns,
+)
 from fmnist_utils.plots.pictures import image_grid, picture_rows
 from fmnist_utils.plots.preprocessing import channel_values, enlargements, speeds, steps
 from fmnist_utils.plots.style import CLASS_COLORS, COLORS, Shown, show, table, use_style
@@ -64,12 +72,15 @@ __all__ = [
     "cut_network",
     "data_curve",
     "differences",
+    "drift",
     "enlargements",
     "gaps",
     "grid_and_random",
     "heat_rows",
     "image_grid",
     "intervals",
+    "ladder_title",
+    "ladders",
     "latencies",
     "layers",
     "luck",
@@ -80,8 +91,10 @@ __all__ = [
     "picture_rows",
     "pixel_values",
     "rescored",
+    "residual_blocks",
     "robustness",
     "rounding",
+    "rung_table",
     "sample_rows",
     "shares",
     "show",
@@ -91,4 +104,5 @@ __all__ = [
     "table",
     "use_style",
     "variance",
+    "what_learns",
 ]
