@@ -239,7 +239,8 @@ def test_which_layer_shows_each_mean_with_its_spread_and_names_that_keep_apart()
     rows.append(
         {"network": "ResNet50", "weights": "b", "image_size": 64, "layer": "stem", "val_accuracy": 0.9, "sd": 0.1}
     )
-    vgg, resnet = plots.layers(pd.DataFrame(rows)).axes
+    origins = {"a": "ImageNet", "b": "ImageNet, pruned to 9% of its weights", "none": "random"}
+    vgg, resnet = plots.layers(pd.DataFrame(rows).assign(weights_origin=lambda table: table.weights.map(origins))).axes
     (bars,) = resnet.containers[1].lines[2]
     np.testing.assert_allclose(bars.get_segments()[0][:, 1], [0.8, 1.0])
     assert [label.get_text() for label in vgg.get_xticklabels()] == ["pixels", "block1", "block2"]

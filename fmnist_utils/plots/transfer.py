@@ -87,15 +87,15 @@ def layers(points: pd.DataFrame) -> Figure:
     for axis, network in zip(axes[0], networks, strict=True):
         names, ends = [], []
         axis.errorbar("pixels", pixels.val_accuracy, pixels.sd, fmt="D", color="#111", ms=8, capsize=4)
-        axis.axhline(pixels.val_accuracy, ls="--", color="#111", lw=1)
         own = points[points.network == network]
         for (size, weights), rows in own.groupby(["image_size", "weights"], sort=False):
             color, look = (COLORS["train"], "o-") if size == small else (COLORS["accent"], "^--")
             color, look = ("#5B6068", "s:") if weights == "none" else (color, look)
             axis.errorbar(rows.layer, rows.val_accuracy, rows.sd, fmt=look, color=color, lw=2.4, ms=8, capsize=4)
-            kind = "random" if weights == "none" else "ImageNet"
+            kind = rows.weights_origin.iloc[0].partition(" to ")[0].replace(", ", ",\n")  # "ImageNet,\npruned"
             ends.append([rows.val_accuracy.iloc[-1], f"{kind},\n{size} px", color])
             names = list(rows.layer)
+        axis.hlines(pixels.val_accuracy, -0.4, len(names) + 0.15, ls="--", color="#111", lw=1)
         _end_labels(axis, len(names) + 0.25, ends)
         axis.set(title=network, xlim=(-0.4, len(names) + 1.55))
         axis.set_xlabel("a small head on", loc="left")
