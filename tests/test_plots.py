@@ -137,7 +137,9 @@ def test_rounding_shows_the_quietest_filter_and_the_loss_of_all():
     weights = np.array([[1.0, -2.0], [0.1, 0.2], [4.0, 3.0]], np.float32).reshape(3, 2, 1, 1)
     error = np.full_like(weights, 0.1)
     left, right = plots.rounding(weights, {"all": error, "each": error / 10}).axes
-    assert "no. 1" in left.get_title() and np.allclose(left.lines[0].get_xdata(), [0.1, 0.2])
+    assert "no. 1" in left.get_title() + left.get_title(loc="left") and np.allclose(
+        left.lines[0].get_xdata(), [0.1, 0.2]
+    )
     lost = 0.1 * np.sqrt(2) / np.linalg.norm(weights.reshape(3, 2), axis=1)
     assert np.allclose(right.lines[0].get_ydata(), lost) and np.allclose(right.lines[1].get_ydata(), lost / 10)
 

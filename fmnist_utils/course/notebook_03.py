@@ -6,11 +6,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fmnist_utils.classifier import Classifier
 from fmnist_utils.course.checking import Verdict, digest
 from fmnist_utils.data import load, train_val_split
 from fmnist_utils.evaluate import predict
-from fmnist_utils.models import build_model
+from fmnist_utils.models import Classifier, build_model
 
 #: For each letter from a to f, the digest of whether it belongs to the answer.
 _KEPT = (

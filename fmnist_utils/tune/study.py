@@ -43,7 +43,7 @@ def as_recipe(trial: Trial | FrozenTrial) -> dict:
     """The search space, and what one trial of it means: an entry for ``recipes.RECIPES``.
 
     A running trial draws its values here; a finished one, such as ``study.best_trial``, gives the recipe that it was,
-    in the profile of its search. Explained in notebooks/06_tuning_and_backbones.ipynb.
+    in the profile of its search.
     """
     model = {
         "name": "vgg16",
