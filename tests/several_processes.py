@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -71,6 +72,8 @@ def killed(folder: Path) -> None:
     def interrupted(*args, **settings):
         epochs.append(1)
         if len(epochs) == 2 and rank_and_count()[0] == rank_and_count()[1] - 1:
+            while not (folder / "checkpoint.resume.pt").is_file():  # the first process is still writing it
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         return one_epoch(*args, **settings)
 

@@ -640,7 +640,9 @@ def test_photo_model_switch_and_step_switched_off(page):
     screenshot(page, "app-desktop")
     page.get_by_text("How photos are prepared").click()
     page.get_by_label("Make the background black").uncheck()
-    page.wait_for_function("!document.querySelector('.stages').innerText.includes('Negated')")
+    page.wait_for_function(
+        "document.querySelector('.stages') && !document.querySelector('.stages').innerText.includes('Negated')"
+    )
     assert page.locator("#table tbody tr").count() == 2  # the same picture, so the same row
 
 
@@ -660,7 +662,7 @@ def test_gallery_by_mouse_and_keyboard_and_csv(page):
             break
     assert second and page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.keyboard.press("Enter")
-    page.wait_for_function(f"document.querySelector('#results .name').innerText == 'Test image {second}'")
+    page.wait_for_function(f"document.querySelector('#results .name')?.innerText == 'Test image {second}'")
 
     upload(page, ("=1+1.png", encoded(Image.fromarray(TEST.images[index].numpy()))))
     page.wait_for_function("document.querySelectorAll('#table tbody tr').length == 3")
@@ -754,7 +756,7 @@ def test_turn_button(page):
     page.wait_for_selector(".turns .primary")
     assert "turned?" in page.locator("#results h2").inner_text()
     page.click(".turns .primary")
-    page.wait_for_function("document.querySelector('#results h2').innerText.startsWith('Trouser')")
+    page.wait_for_function("document.querySelector('#results h2')?.innerText?.startsWith('Trouser')")
     rows(page, 1)  # the same picture, so the same row
     assert not page.locator(".turns .primary").count()
 
@@ -860,7 +862,7 @@ def test_how_good_is_it(page):
     assert page.locator("#try").is_visible() and not page.locator("#quality").is_visible()
     page.click("#to-quality")
     page.locator("#same-model").get_by_text("wide-resnet-16-4").click()
-    page.wait_for_function("document.querySelector('#scores h2').innerText.startsWith('wide-resnet-16-4')")
+    page.wait_for_function("document.querySelector('#scores h2')?.innerText?.startsWith('wide-resnet-16-4')")
     shirt = CLASSES.index("Shirt")
     page.click(f"[data-cell='{shirt},{CLASSES.index('Coat')}']")
     page.wait_for_function("document.querySelector('#cell-images h3')?.innerText.startsWith('Shirt, called Coat')")
