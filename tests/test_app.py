@@ -778,6 +778,7 @@ def test_behind_a_prefix_links_and_files_stay_inside(browser, tmp_path):
     environment = os.environ | {"DASH_URL_BASE_PATHNAME": "/shop/", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "fmnist_utils.app", "--port", "0"]
     with (tmp_path / "log").open("w") as log:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children ignore Ctrl-C
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         address = re.search(r"http://\S+", process.stdout.readline())[0]
