@@ -3,7 +3,6 @@
 import io
 
 import made_photographs as made
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -15,7 +14,7 @@ from fmnist_utils.app import photos, serving
 from fmnist_utils.data import FashionMNIST
 from fmnist_utils.evaluate import accuracy_interval
 from fmnist_utils.explain import outliers
-from fmnist_utils.plots import COLORS, use_style
+from fmnist_utils.plots import outcomes, use_style
 
 #: Photographs of each kind, by model: VGG16 takes ten times as long as the small CNN.
 MOST = {"small-cnn": 100, "wide-resnet-16-4": 100, "vgg16-block3-two-views": 20}
@@ -135,30 +134,22 @@ def report(rows: pd.DataFrame) -> dict:
     }
 
 
-def draw(rows: pd.DataFrame) -> plt.Figure:
-    use_style()
-    kinds = [kind for group in KINDS.values() for kind in group][::-1]
-    flagged, left = rows.warning != "", np.zeros(len(kinds))
+def became(rows: pd.DataFrame) -> pd.DataFrame:
+    """What became of the photographs of each kind, as ``plots.outcomes`` draws it: shares that add up to 1."""
+    flagged = rows.warning != ""
     parts = {
-        "right": (rows.right & ~flagged, COLORS["train"], 1),
-        "right, with a warning": (rows.right & flagged, COLORS["train"], 0.45),
-        "wrong, with a warning": (~rows.right & flagged, COLORS["muted"], 0.45),
-        "wrong, no warning": (~rows.right & ~flagged, "#C0392B", 1),
+        "right": rows.right & ~flagged,
+        "right, warned": rows.right & flagged,
+        "wrong, warned": ~rows.right & flagged,
+        "wrong, no warning": ~rows.right & ~flagged,
     }
-    names = [kind + " *" * (kind in HELD_OUT) for kind in kinds]
-    figure, axis = plt.subplots(figsize=(8, 9))
-    for text, (chosen, color, alpha) in parts.items():
-        width = chosen.groupby(rows.kind).mean()[kinds].to_numpy()
-        axis.barh(names, width, left=left, color=color, alpha=alpha, label=text)
-        left += width
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axis.set(xlim=(0, 1), title="Made-up photographs, small CNN (* held out while the limits were chosen)")
-    axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.04))
-    return figure
+    kinds = pd.DataFrame(parts).groupby(rows.kind, sort=False).mean()
+    return kinds.rename(index=lambda kind: kind + " *" * (kind in HELD_OUT))
 
 
 def main() -> None:
     options(__doc__.splitlines()[0])
+    use_style()
     garments = splits(val=5_000)["val"]
     tables = {name: judged(name, garments) for name in COUNTS}
     rows = next(iter(tables.values()))
@@ -180,7 +171,7 @@ def main() -> None:
         ours=100 * (wrong.warning != "").mean(),
         reference=100 * wrong.distance_warns.mean(),
         unit="%",
-        figure=draw(rows),
+        figure=outcomes(became(rows), f"Made-up photographs, {next(iter(tables))} (* held out)"),
         held_out=list(HELD_OUT),
         photographs_of_each_kind=COUNTS,
         limits={"unusual": outliers.UNUSUAL, "turned": outliers.TURNED, "unsure": serving.UNSURE},

@@ -39,10 +39,10 @@ def read_image(data: bytes, name: str = "image", max_bytes: int = MAX_BYTES) -> 
     """The picture in a file's bytes, mode L, RGB or RGBA, its longest side at most ``SIDE`` pixels.
 
     ``info`` holds nothing but the EXIF orientation and a note where only the first of several frames is used, or a JPEG
-    breaks off behind its last pixel. Size and
-    number of pixels are checked before any pixel is decoded, one picture is decoded at a time, nothing is written to
-    disk, and ``name`` is only quoted. Raises :class:`BadImage` for whatever is not a complete picture in one of
-    ``FORMATS``, is larger than ``max_bytes`` or ``MAX_PIXELS``, or has a side below ``MIN_SIDE``.
+    breaks off behind its last pixel. Size and number of pixels are checked before any pixel is decoded, one picture is
+    decoded at a time, nothing is written to disk, and ``name`` is only quoted. Raises :class:`BadImage` for whatever is
+    not a complete picture in one of ``FORMATS``, is larger than ``max_bytes`` or ``MAX_PIXELS``, or has a side below
+    ``MIN_SIDE``.
     """
     shown = "".join(c for c in name.replace("\\", "/").rpartition("/")[2] if c.isprintable())[:60] or "image"
     if not data:

@@ -4,6 +4,7 @@ The exercises of notebook 01 are in ``notebook_01.py`` of this folder, and so on
 functions from an answer to a verdict. Numbers are kept as digests, functions are judged by what they do.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable
@@ -27,6 +28,23 @@ class Verdict:
 
     def __repr__(self) -> str:
         return f"{TITLES[self.level]}: {self.message}"
+
+
+#: For an answer that is a function whose body is still the three dots.
+NOTHING_YET = Verdict("open", "your function returns nothing yet.")
+
+
+def of_a_function(judge: Callable[[Callable], Verdict]) -> Callable[[Any], Verdict]:
+    """``judge``, where the answer has to be a function: anything else, such as its result, is wrong."""
+
+    @functools.wraps(judge)
+    def judged(answer: Any) -> Verdict:
+        if not callable(answer):
+            kind = type(answer).__name__
+            return Verdict("wrong", f"pass the function itself, without calling it, not a {kind}.")
+        return judge(answer)
+
+    return judged
 
 
 def check(exercise: str, answer: Any = ...) -> Verdict:

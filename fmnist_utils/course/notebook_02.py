@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fmnist_utils.course.checking import Number, Verdict
+from fmnist_utils.course.checking import NOTHING_YET, Number, Verdict, of_a_function
 from fmnist_utils.models import build_model
 
 
@@ -43,15 +43,14 @@ _darker = Number(
 )
 
 
+@of_a_function
 def _shift(function: Callable) -> Verdict:
-    if not callable(function):
-        return Verdict("wrong", f"pass the function itself, without calling it, not a {type(function).__name__}.")
     # Dots say where each pixel goes: dot number n is white at place n only.
     dots = (255 * torch.eye(28 * 28)).to(torch.uint8).reshape(-1, 28, 28)
     given = dots.clone()
     moved = function(given, 3)
     if moved is None:
-        return Verdict("open", "your function returns nothing yet.")
+        return NOTHING_YET
     if not isinstance(moved, torch.Tensor) or moved.shape != dots.shape:
         return Verdict("wrong", "images [N, 28, 28] should come back as a tensor of the same shape.")
     if not torch.equal(given, dots):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fmnist_utils.course.checking import Verdict, digest
+from fmnist_utils.course.checking import NOTHING_YET, Verdict, digest, of_a_function
 from fmnist_utils.data import load, train_val_split
 from fmnist_utils.evaluate import predict
 from fmnist_utils.models import Classifier, build_model
@@ -51,13 +51,12 @@ def _linear(model: Any) -> Verdict:
     return Verdict("right", f"frozen below, trained above: {accuracy:.0%} of 200 validation images.")
 
 
+@of_a_function
 def _two_blocks(function: Callable) -> Verdict:
-    if not callable(function):
-        return Verdict("wrong", f"pass the function itself, without calling it, not a {type(function).__name__}.")
     images = train_val_split(load("train"))[1].images[:2]
     given = function(images)
     if given is None:
-        return Verdict("open", "your function returns nothing yet.")
+        return NOTHING_YET
     if not isinstance(given, torch.Tensor) or len(given) != len(images):
         return Verdict("wrong", "for N images a tensor with N rows should come back.")
     if given.ndim != 2:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fmnist_utils.course.checking import Number, Verdict
+from fmnist_utils.course.checking import NOTHING_YET, Number, Verdict, of_a_function
 from fmnist_utils.models import build_model, set_trainable
 
 _shared_border = Number(
@@ -22,14 +22,13 @@ _shared_border = Number(
 )
 
 
+@of_a_function
 def _two_rates(function: Callable) -> Verdict:
-    if not callable(function):
-        return Verdict("wrong", f"pass the function itself, without calling it, not a {type(function).__name__}.")
     model = build_model("vgg16", cut_after="block2", head="linear", image_size=32)
     set_trainable(model, 5)
     optimizer = function(model, 1e-2, 1e-4)
     if optimizer is None:
-        return Verdict("open", "your function returns nothing yet.")
+        return NOTHING_YET
     if not isinstance(optimizer, torch.optim.Optimizer):
         return Verdict("wrong", f"an optimiser should come back, not a {type(optimizer).__name__}.")
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
@@ -57,9 +56,8 @@ class _Small(nn.Module):
         return self.drop(self.norm(self.conv(x)))
 
 
+@of_a_function
 def _keep_statistics(function: Callable) -> Verdict:
-    if not callable(function):
-        return Verdict("wrong", f"pass the function itself, without calling it, not a {type(function).__name__}.")
     model = _Small().eval()
     before = model.norm.running_mean.clone()
     function(model)

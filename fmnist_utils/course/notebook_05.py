@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fmnist_utils.course.checking import Number, Verdict
+from fmnist_utils.course.checking import NOTHING_YET, Number, Verdict, of_a_function
 
 _disagreements = Number(
     stored="9fef4f84612611d6",
@@ -21,9 +21,8 @@ _disagreements = Number(
 )
 
 
+@of_a_function
 def _threshold(function: Callable) -> Verdict:
-    if not callable(function):
-        return Verdict("wrong", f"pass the function itself, without calling it, not a {type(function).__name__}.")
     draw, promise = np.random.default_rng(0), 0.9
     seen = []
     for _ in range(5):
@@ -32,7 +31,7 @@ def _threshold(function: Callable) -> Verdict:
         right[confidence.argsort()[-3]] = False  # one sure error: the accuracy dips early and recovers
         found = function(confidence.copy(), right.copy(), promise)
         if found is None:
-            return Verdict("open", "your function returns nothing yet.")
+            return NOTHING_YET
         wanted = min(c for c in confidence if right[confidence >= c].mean() >= promise)
         seen.append((float(found), wanted, confidence, right))
     if all(abs(found - wanted) < 1e-9 for found, wanted, *_ in seen):
@@ -45,14 +44,13 @@ def _threshold(function: Callable) -> Verdict:
     return Verdict("wrong", "sort by confidence, from the surest down: the cumulative mean of right is what you need.")
 
 
+@of_a_function
 def _family_split(function: Callable) -> Verdict:
-    if not callable(function):
-        return Verdict("wrong", f"pass the function itself, without calling it, not a {type(function).__name__}.")
     draw = np.random.default_rng(0)
     families = draw.permutation(np.repeat(np.arange(300) * 7 + 3, 8))  # neither sorted nor numbered from 0
     test = function(families.copy(), 0.2)
     if test is None:
-        return Verdict("open", "your function returns nothing yet.")
+        return NOTHING_YET
     test = np.asarray(test)
     if test.shape != families.shape or test.dtype != bool:
         return Verdict("wrong", f"one True or False for each image is asked for; this is {test.dtype} {test.shape}.")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fmnist_utils.course.checking import Number, Verdict
+from fmnist_utils.course.checking import NOTHING_YET, Number, Verdict, of_a_function
 
 _truth = Number(
     stored="b68a7ffd0884cdda",
@@ -35,15 +35,14 @@ def _expected_front(costs: Sequence[float], accuracies: Sequence[float]) -> list
     return [i for i in rows if not beaten[i]]
 
 
+@of_a_function
 def _front(function: Callable) -> Verdict:
-    if not callable(function):
-        return Verdict("wrong", f"pass the function itself, without calling it, not a {type(function).__name__}.")
     draw, unordered, turned = np.random.default_rng(0), [], []
     for count in (1, 2, 5, 9, 30):
         costs, accuracies = draw.permutation(count) + 1.0, draw.permutation(count) / 100
         found = function(costs.tolist(), accuracies.tolist())
         if found is None:
-            return Verdict("open", "your function returns nothing yet.")
+            return NOTHING_YET
         found, wanted = [int(row) for row in found], _expected_front(costs, accuracies)
         if found != sorted(wanted, key=lambda row: costs[row]):
             others = _expected_front(-costs, accuracies), _expected_front(costs, -accuracies)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmnist_utils.models import Classifier, leaves
+from fmnist_utils.networks.freezing import in_eval_mode
 
 __all__ = ["grad_cam"]
 
@@ -24,23 +25,15 @@ def grad_cam(model: Classifier, images: Tensor, classes: Tensor | None = None) -
     """
     from captum.attr import LayerGradCam
 
-    device, mode = next(model.parameters()).device, model.training
-    if mode:
-        model.eval()
+    device = next(model.parameters()).device
     target = [layer for layer in leaves(model.backbone) if not isinstance(layer, nn.MaxPool2d)][-1]
     images = images.to(device)
-    try:
-        with torch.enable_grad():
-            if classes is None:
-                classes = model(images).argmax(1)
-            pixels = model.preprocess(images).detach().requires_grad_()  # or frozen layers would pass no gradient
-            after_pixels = nn.Sequential(model.backbone, model.head)
-            maps = LayerGradCam(after_pixels, target).attribute(
-                pixels, target=classes.to(device), relu_attributions=True
-            )
-    finally:
-        if mode:
-            model.train()
+    with in_eval_mode(model), torch.enable_grad():
+        if classes is None:
+            classes = model(images).argmax(1)
+        pixels = model.preprocess(images).detach().requires_grad_()  # or frozen layers would pass no gradient
+        after_pixels = nn.Sequential(model.backbone, model.head)
+        maps = LayerGradCam(after_pixels, target).attribute(pixels, target=classes.to(device), relu_attributions=True)
     if maps.ndim != 4:
         raise ValueError(
             f"Grad-CAM needs a feature map, but {model.config['name']} gives one vector per image: explain a network "

@@ -17,6 +17,7 @@ from torch import Tensor
 from fmnist_utils.checkpoints import load_model, saved_models
 from fmnist_utils.data import FashionMNIST, load, replacing, train_val_split
 from fmnist_utils.models import Classifier
+from fmnist_utils.networks.freezing import in_eval_mode
 from fmnist_utils.sources.files import file_sha256
 
 __all__ = ["Outliers", "TRAIN", "UNUSUAL", "VAL", "features", "load_outliers"]
@@ -135,15 +136,12 @@ def features(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     """For uint8 [B, 28, 28]: the backbone's output, averaged over the picture, float64 [B, C], and the logits, float64
     [B, 10], both on the CPU. The model is left as it was.
     """
-    mode, device, found = model.training, next(model.parameters()).device, []
-    if mode:  # changing it walks through all layers, which takes longer than one image
-        model.eval()
-    for part in images.split(100):
-        maps = model.backbone(model.preprocess(part.to(device)))
-        pooled = maps.flatten(2).mean(2) if maps.ndim > 2 else maps
-        found.append((pooled.double().cpu(), model.head(maps).double().cpu()))
-    if mode:
-        model.train()
+    device, found = next(model.parameters()).device, []
+    with in_eval_mode(model):
+        for part in images.split(100):
+            maps = model.backbone(model.preprocess(part.to(device)))
+            pooled = maps.flatten(2).mean(2) if maps.ndim > 2 else maps
+            found.append((pooled.double().cpu(), model.head(maps).double().cpu()))
     pooled, logits = zip(*found, strict=True)
     return torch.cat(pooled), torch.cat(logits)
 

@@ -1,5 +1,8 @@
 """Networks of which a part is frozen: what stays in eval mode while the rest is trained, and what can change at all."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -27,6 +30,19 @@ class PartlyFrozen(nn.Module):
 
 class Layers(PartlyFrozen, nn.Sequential):
     """A part of a network, such as ``Classifier.split`` returns it."""
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """``model`` in eval mode, and afterwards as it was."""
+    if not model.training:  # changing the mode walks through all layers, which takes longer than one image
+        yield
+        return
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
 
 
 def changes_in_training(layer: nn.Module) -> bool:

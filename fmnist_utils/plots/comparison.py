@@ -6,9 +6,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, NullLocator
 
-from fmnist_utils.plots.style import COLORS, use_style
+from fmnist_utils.plots.style import COLORS, percent_ticks, use_style
 
 #: How the networks of one family look, by the beginning of their names.
 FAMILIES = {
@@ -18,12 +18,6 @@ FAMILIES = {
     "SqueezeNet": (COLORS["val"], "v"),
     "small CNN": ("#444444", "^"),
 }
-
-
-def _percent(axis) -> None:
-    """Ticks that are what they say, in percent."""
-    axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(PercentFormatter(1))
 
 
 def backbones(rows: Sequence[dict], front: Sequence[str]) -> Figure:
@@ -53,7 +47,7 @@ def backbones(rows: Sequence[dict], front: Sequence[str]) -> Figure:
     axis.xaxis.set_major_locator(FixedLocator(ticks))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter("{x:g}")
-    _percent(axis.yaxis)
+    percent_ticks(axis.yaxis)
     axis.set_title("What a network gives, and what it costs (grey line: Pareto front)")
     axis.margins(x=0.12)
     return figure
@@ -123,7 +117,7 @@ def rescored(table: pd.DataFrame, chosen: str, fresh: str) -> Figure:
         axis.axvline(ordered[column].mean(), color=COLORS[color], ls="--", lw=1.5, zorder=1)
     axis.set_yticks(rows, [f"trial {number}" for number in ordered.index], fontsize=10)
     axis.set(xlabel="accuracy", title="The same trials on the images that chose and on fresh ones (dashed: means)")
-    _percent(axis.xaxis)
+    percent_ticks(axis.xaxis)
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -162,7 +156,7 @@ def data_curve(points: pd.DataFrame, live: pd.DataFrame | None = None, level: fl
     axis.set_title("Accuracy against training images")
     axis.set_xticks(counts, [f"{n:,}" for n in counts])
     axis.minorticks_off()
-    _percent(axis.yaxis)
+    percent_ticks(axis.yaxis)
     axis.legend(loc="lower right", frameon=False)
     return figure
 
@@ -174,6 +168,6 @@ def best_so_far(curves: pd.DataFrame) -> Figure:
         axis.step(curves.index, curves[name], style, where="post", lw=2, color=COLORS[color], label=name)
     axis.set(xlabel="finished trials", ylabel="validation accuracy", title="Best score so far")
     axis.xaxis.get_major_locator().set_params(integer=True)
-    _percent(axis.yaxis)
+    percent_ticks(axis.yaxis)
     axis.legend(frameon=False, loc="lower right")
     return figure

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from fmnist_utils.evaluate import accuracy_interval
-from fmnist_utils.models import Classifier, leaves, on_paper, set_trainable
+from fmnist_utils.models import Classifier, leaves, set_trainable, summary
 from fmnist_utils.plots.style import COLORS, heading
 
 #: What happens to a layer while the model is trained, and its colour.
@@ -74,11 +74,7 @@ def _own_border(model: Classifier) -> int:
 
 
 def _name_groups(axis, model: Classifier, groups: Sequence[str], y: int) -> None:
-    side, channels = model.preprocess.image_size, model.preprocess.offset.shape[1]
-    x, shapes = torch.empty(1, channels, side, side, device="meta"), {"head": "10"}
-    for name, block in model.backbone.named_children():
-        x = on_paper(block, x)
-        shapes[name] = "×".join(map(str, x.shape[1:]))
+    shapes = summary(model).output
     for name in dict.fromkeys(groups):
         first, count = groups.index(name), groups.count(name)
         axis.plot([first + 0.08, first + count - 0.08], [y + 0.12] * 2, color="#444", lw=1.2)

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 #: Colour-blind-safe colours for the course's recurring roles (Okabe & Ito, 2008).
 COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73", "accent": "#D55E00", "muted": "#8A8F98"}
@@ -64,6 +66,12 @@ def show(figure: Figure, alt: str) -> Shown:
     figure.savefig(file, dpi=STORED_DPI, bbox_inches="tight", format="png")
     plt.close(figure)  # else Jupyter would draw it a second time
     return Shown(file.getvalue(), " ".join(alt.split()))
+
+
+def percent_ticks(axis: Axis) -> None:
+    """Ticks of an x or y axis that are what they say, in percent."""
+    axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(PercentFormatter(1))
 
 
 def heading(figure: Figure, title: str) -> None:

@@ -16,9 +16,10 @@ def plot_study(study: optuna.Study) -> Figure:
     together, so they stand on the lower edge. Explained in notebooks/06_tuning_and_backbones.ipynb.
     """
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator
 
     from fmnist_utils.plots import COLORS, use_style
+    from fmnist_utils.plots.style import percent_ticks
 
     use_style()
     trials = [t for t in study.get_trials(deepcopy=False, states=DONE) if t.value is not None]
@@ -43,8 +44,7 @@ def plot_study(study: optuna.Study) -> Figure:
     aside = f"; {far} on the lower edge lie below {low:.0%}" if far else ""
     axis.set(title=f"Trial by trial (line: best so far{aside})", xlabel="trial", ylim=(low, high))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    percent_ticks(axis.yaxis)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     for name in names:
         _slice(axes[name], trials, name, scatter)
