@@ -161,7 +161,7 @@ def check_backbones(found: dict) -> None:
 
 def check_which_layer(found: dict) -> None:
     rows = pd.DataFrame(found["points"]).set_index(["network", "image_size", "layer"])
-    assert rows.features["pixels", 28, "pixels"] == 784
+    assert rows.loc["pixels"].features.tolist() == [784]
     # Of 32 px five poolings leave 16, 8, 4, 2 and 1; maps larger than 4×4 are averaged.
     vgg = rows.loc["VGG16", 32]
     assert vgg.features.tolist() == 2 * [16 * 64, 16 * 128, 16 * 256, 4 * 512, 512]

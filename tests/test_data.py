@@ -510,9 +510,17 @@ NOT_INTEGERS = [
     "1_0",
     "\u0663",
     "1 2",
-    "1\x002",
     "9" * 5000,
 ]
+
+
+@pytest.mark.parametrize("line, column", [(2, 0), (4, 0), (3, 1), (4, 784)])
+def test_a_nul_byte_is_no_text(line, column, tmp_path):
+    # pandas reads "1\0002" as 1, Python's csv refuses it up to 3.10 and takes it from 3.11 on.
+    (tmp_path / "bad.csv").write_bytes(with_cell(line, column, "1\x002"))
+    with pytest.raises(DataError, match=f"bad.csv, line {line}: a NUL byte") as error:
+        data.read_csv(tmp_path / "bad.csv")
+    assert "Save the file again" in str(error.value)
 
 
 @pytest.mark.parametrize("value", [*OUTSIDE, *NOT_INTEGERS], ids=lambda value: repr(value)[:35])

@@ -63,11 +63,14 @@ def read_fast(raw: bytes) -> np.ndarray | None:
 
 def read_carefully(raw: bytes, path: str | Path) -> np.ndarray:
     """The same, row by row; raises DataError, which names `path`, at the first thing that is wrong."""
+    problem, start = "a NUL byte, which text does not have", raw.find(b"\0")
     try:
         raw.decode()
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f'{path}, line {line}: not UTF-8 text. Save the file again as "CSV UTF-8".') from error
+        problem, start = "not UTF-8 text", error.start
+    if start >= 0:
+        line = raw.count(b"\n", 0, start) + 1
+        raise DataError(f'{path}, line {line}: {problem}. Save the file again as "CSV UTF-8".')
     reader = csv.reader(io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig", newline=""))
     rows = []
     try:
