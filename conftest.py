@@ -12,6 +12,9 @@ import pytest
 
 from fmnist_utils import data, models
 
+#: tests/test_notebooks.py runs it twice, with ResNet50's weights and without; nbmake need not do it a third time.
+collect_ignore = ["notebooks/04_resnet50_fine_tuning.ipynb"]
+
 # For this process only: an environment variable would also reach the notebooks' kernels, which draw inline.
 matplotlib.use("Agg")
 

@@ -55,11 +55,12 @@ def each(work: Callable, inputs: Iterable) -> tuple[list, list[float]]:
 def in_fresh_process(work: Callable, *arguments, preload: Iterable[str] = ()):
     """``work(*arguments)`` in a process of its own, so that its peak memory is its own; the processes take turns.
 
-    Importing takes seconds: where forking is safe, a server imports ``preload`` once and is copied for each process.
+    Importing takes seconds: where forking is safe, a server imports torchvision, for which models and optimisers ask,
+    and ``preload`` once, and is copied for each process.
     """
     fork = sys.platform == "linux" and not torch.cuda.is_available()
     context = get_context("forkserver" if fork else "spawn")
-    context.set_forkserver_preload([*preload])
+    context.set_forkserver_preload(["torchvision", *preload])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(work, *arguments).result()
 

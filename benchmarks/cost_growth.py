@@ -4,10 +4,10 @@ import functools
 import sys
 import tempfile
 import threading
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 from common import in_fresh_process, options, record
 
 from fmnist_utils import ROOT, pick, profile
@@ -70,7 +70,7 @@ def growth(points: pd.DataFrame) -> dict[str, float]:
 
 
 class PeakAnonymous(threading.Thread):
-    """Looks five times a second at the process's anonymous memory; ``gb`` is the most seen so far (Linux)."""
+    """Looks five times a second at the process's anonymous memory; ``gb`` is the most seen so far."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -80,14 +80,14 @@ class PeakAnonymous(threading.Thread):
         finished = False
         while not finished:  # and once more at the end: a short pass may be over before the first look
             finished = self.done.wait(0.2)
-            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-            self.gb = max(self.gb, int(status["RssAnon"].split()[0]) * 1024 / 1e9)
+            memory = psutil.Process().memory_info()  # shared: pages of files, in memory or not
+            self.gb = max(self.gb, (memory.rss - memory.shared) / 1e9)
 
 
 def large(images: int, image_size: int) -> None:
     """Pass and one epoch over features that are larger than the memory the process may have."""
     if sys.platform != "linux":
-        raise SystemExit("--large reads /proc and sets RLIMIT_DATA, which only Linux has.")
+        raise SystemExit("--large limits and reads its own memory in ways that only Linux has.")
     import resource
 
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_GB * 10**9, LIMIT_GB * 10**9))

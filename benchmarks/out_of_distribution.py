@@ -36,14 +36,16 @@ def others(garments: Tensor) -> dict[str, Tensor]:
     random, count = np.random.default_rng(0), len(garments)
     digits = load_digits().images[random.permutation(1797)[:count]]
     photographs = [np.asarray(Image.fromarray(photo).convert("L")) for photo in load_sample_images().images]
-    letters = []
     fonts = sorted((Path(matplotlib.get_data_path()) / "fonts" / "ttf").glob("DejaVu*.ttf"))
-    for _ in range(count):
+
+    def letter() -> np.ndarray:
         picture = Image.new("L", (28, 28))
         font = ImageFont.truetype(fonts[random.integers(len(fonts))], int(random.integers(18, 27)))
-        letter = chr(random.choice([*range(65, 91), *range(97, 123)]))
-        ImageDraw.Draw(picture).text((14, 14), letter, fill=255, font=font, anchor="mm")
-        letters.append(np.asarray(picture))
+        text = chr(random.choice([*range(65, 91), *range(97, 123)]))
+        ImageDraw.Draw(picture).text((14, 14), text, fill=255, font=font, anchor="mm")
+        return np.asarray(picture)
+
+    letters = [letter() for _ in range(count)]  # before the others, which go on with the same random numbers
 
     def patch(photo: np.ndarray) -> np.ndarray:
         side = int(random.integers(28, 200))
@@ -76,14 +78,14 @@ def scores(model: Classifier, train: FashionMNIST, val: FashionMNIST, sets: dict
     for name, images in sets.items():
         x, logits = features(model, images)
         pixels = images.flatten(1).float().numpy() / 255
-        found = {
+        columns = {
             BASELINE: 1 - logits.softmax(1).amax(1),
             "energy": -logits.logsumexp(1),
             "Mahalanobis distance": detector.distance(x),
             "10th neighbour": neighbours.kneighbors(_unit(x))[0][:, -1],
             "PCA of pixels": np.square(pixels - pca.inverse_transform(pca.transform(pixels))).sum(1),
         }
-        rows.append(pd.DataFrame({score: np.asarray(values) for score, values in found.items()}).assign(set=name))
+        rows.append(pd.DataFrame({score: np.asarray(values) for score, values in columns.items()}).assign(set=name))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -93,13 +95,11 @@ def _unit(x: Tensor) -> np.ndarray:
 
 def auroc(table: pd.DataFrame, inside: str, kinds: list[str] | tuple[str, ...]) -> pd.DataFrame:
     """AUROC of each score (columns) against ``inside``, one row per kind."""
-    own, names = table[table.set == inside], table.columns.drop("set")
-    found = {}
+    rows = {}
     for kind in kinds:
-        other = table[table.set == kind]
-        truth = np.r_[np.zeros(len(own)), np.ones(len(other))]
-        found[kind] = {score: roc_auc_score(truth, np.r_[own[score], other[score]]) for score in names}
-    return pd.DataFrame(found).T
+        both = table[table.set.isin((inside, kind))]
+        rows[kind] = {score: roc_auc_score(both.set == kind, both[score]) for score in table.columns.drop("set")}
+    return pd.DataFrame(rows).T
 
 
 def missed(table: pd.DataFrame, kinds: list[str]) -> pd.DataFrame:
@@ -113,11 +113,11 @@ def gain_interval(tables: list[pd.DataFrame], kinds: list[str], score: str) -> l
     """95% interval of the mean AUROC of ``score`` minus that of ``BASELINE``: other images of the same kinds, drawn
     again from ours (bootstrap), the same ones for both scores and all models."""
     random, rows = np.random.default_rng(0), tables[0].reset_index(drop=True)
-    places, gains = {name: np.flatnonzero(rows.set == name) for name in ("test", *kinds)}, []
+    of_kind, gains = {name: np.flatnonzero(rows.set == name) for name in ("test", *kinds)}, []
     for _ in range(RESAMPLES):
-        drawn = np.concatenate([random.choice(own, len(own)) for own in places.values()])
-        found = [auroc(table.iloc[drawn], "test", kinds)[[score, BASELINE]].mean() for table in tables]
-        gains.append(np.mean([one[score] - one[BASELINE] for one in found]))
+        drawn = np.concatenate([random.choice(places, len(places)) for places in of_kind.values()])
+        means = [auroc(table.iloc[drawn], "test", kinds)[[score, BASELINE]].mean() for table in tables]
+        gains.append(np.mean([mean[score] - mean[BASELINE] for mean in means]))
     return np.quantile(gains, [0.025, 0.975]).tolist()
 
 
@@ -144,15 +144,8 @@ def main() -> None:
     fields["auroc"] = {name: report.to_dict("index") for name, report in reports.items()}
     fields["missed_at_95"] = {name: missed(table, kinds).to_dict("index") for name, table in tables.items()}
     fields["gain_interval"] = gain_interval(list(tables.values()), held_out, best)
-    record(
-        "out_of_distribution",
-        setting,
-        100 * means[best],
-        100 * means[BASELINE],
-        "% AUROC",
-        figure=auroc_figure(reports, CHOOSING),
-        **fields,
-    )
+    figure = auroc_figure(reports, CHOOSING)
+    record("out_of_distribution", setting, 100 * means[best], 100 * means[BASELINE], "% AUROC", figure=figure, **fields)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fmnist_utils import pick
 from fmnist_utils.cache import cache_features
-from fmnist_utils.evaluate import mcnemar, predict, score
+from fmnist_utils.evaluate import mcnemar, predict
 from fmnist_utils.models import Classifier, build_model, summary
 from fmnist_utils.scale.engines import compile_frozen, openvino_frozen
 from fmnist_utils.train import fit
@@ -17,8 +17,7 @@ SECONDS = pick(smoke=0.05, cpu=6.0, full=6.0)
 #: Backbone, where it is cut, side in pixels, batch size. The first is the one whose accuracy is compared.
 NETWORKS = pick(
     smoke=[("vgg16", "block2", 28, 4)],
-    cpu=[("vgg16", "block3", 56, 32), ("resnet50", "layer4", 224, 8)],
-    full=[("vgg16", "block3", 56, 32), ("resnet50", "layer4", 224, 8)],
+    **dict.fromkeys(("cpu", "full"), [("vgg16", "block3", 56, 32), ("resnet50", "layer4", 224, 8)]),
 )
 TRAIN, VAL, TEST = pick(smoke=(100, 50, 50), cpu=(3_000, 500, 5_000), full=(55_000, 5_000, 10_000))
 CALIBRATION = pick(smoke=4, cpu=320, full=320)
@@ -64,7 +63,7 @@ def engines(name: str, cut_after: str, size: int, batch: int, rates: dict[str, f
     limit = max(flops / rates["flops_per_second"], moved / rates["bytes_per_second"])
     batches = [model.preprocess(part) for part in images.split(32)]
     # Measured before the layers change their layout.
-    found = {"eager, contiguous": (per_second(lambda: layers(x), SECONDS), 0.0)}
+    measured = {"eager, contiguous": (per_second(lambda: layers(x), SECONDS), 0.0)}
     layers, x_last = (it.to(memory_format=torch.channels_last) for it in (layers, x))
     works = {
         "eager, channels-last": lambda: partial(layers, x_last),
@@ -74,11 +73,11 @@ def engines(name: str, cut_after: str, size: int, batch: int, rates: dict[str, f
     }
     for engine, prepare in works.items():
         work, seconds = timed(prepare)
-        found[engine] = (per_second(work, SECONDS), seconds)
+        measured[engine] = (per_second(work, SECONDS), seconds)
     same = {"network": f"{name} to {cut_after}, {size} px", "weights": model.weights, "batch": batch}
     same |= {"gflop_per_image": flops / 1e9, "megabytes_per_image": moved / 1e6, "limit_images_per_second": 1 / limit}
     rows = []
-    for engine, (calls, seconds) in found.items():
+    for engine, (calls, seconds) in measured.items():
         rate = calls * batch
         row = same | {"engine": engine, "images_per_second": rate, "preparation_seconds": seconds}
         row |= {"share_of_limit": rate * limit, "share_of_matrix_rate": rate * flops / rates["flops_per_second"]}
@@ -90,12 +89,11 @@ def accuracy() -> dict[str, float]:
     """Test accuracy of a head on VGG16's features in float32 and in int8, same images, seed and epochs."""
     (network, cut_after, size, _), images = NETWORKS[0], splits(train=TRAIN, val=VAL, test=TEST)
     variants = {"float32": {}, "int8": {"engine": "openvino", "calibration": images["train"].subset(CALIBRATION)}}
-    found, correct = {"train_images": TRAIN, "test_images": TEST}, {}
+    fields, correct = {"train_images": TRAIN, "test_images": TEST}, {}
 
     def tested(name: str, model: Classifier, data) -> None:
-        probabilities = predict(model, data)
-        correct[name] = probabilities.argmax(1) == images["test"].labels.numpy()
-        found[f"{name}_accuracy"] = score(probabilities, images["test"].labels)["accuracy"]
+        correct[name] = predict(model, data).argmax(1) == images["test"].labels.numpy()
+        fields[f"{name}_accuracy"] = correct[name].mean()
 
     for name, settings in variants.items():
         model = build_model(network, cut_after=cut_after, head="pooled", image_size=size)
@@ -104,10 +102,10 @@ def accuracy() -> dict[str, float]:
         tested(name, model, features["test"])
         reports = [part.report for part in features.values()]
         passed = sum(report.images for report in reports), sum(report.seconds for report in reports)
-        found[f"{name}_pass_images_per_second"] = passed[0] / passed[1]
-        found[f"{name}_engine"] = reports[0].engine
+        fields[f"{name}_pass_images_per_second"] = passed[0] / passed[1]
+        fields[f"{name}_engine"] = reports[0].engine
     tested("int8_head_on_float32", model, images["test"])  # as it would be used elsewhere: the unquantised network
-    return found | {f"mcnemar_{k}": v for k, v in mcnemar(correct["float32"], correct["int8"]).items()}
+    return fields | {f"mcnemar_{k}": v for k, v in mcnemar(correct["float32"], correct["int8"]).items()}
 
 
 def main() -> None:

@@ -41,9 +41,9 @@ def seconds_by_package() -> list[dict]:
     log = subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True).stderr
     rows = [line.removeprefix("import time:").split("|") for line in log.splitlines() if "|" in line]
     names, packages = [row[2].strip() for row in rows], Counter()
-    for (own, _, _), name in list(zip(rows, names, strict=True))[names.index("torch") + 1 :]:
-        package = name.partition(".")[0]
-        packages["torch (parts that importing torch leaves out)" if package == "torch" else package] += int(own) / 1e6
+    for (self_time, _, _), name in list(zip(rows, names, strict=True))[names.index("torch") + 1 :]:
+        package, seconds = name.partition(".")[0], int(self_time) / 1e6
+        packages["torch (parts that importing torch leaves out)" if package == "torch" else package] += seconds
     return [{"package": name, "seconds": seconds} for name, seconds in packages.most_common(6)]
 
 

@@ -1,11 +1,5 @@
 """Which layer transfers? A small head on what each block of a frozen network puts out, for several networks.
 
-All images pass once through every block of VGG16 with ImageNet weights (at two image sizes), of VGG16 with random
-weights (the control) and of ResNet50; a network whose ImageNet weights cannot be had is left out. Each block's map is
-averaged to 4×4, where it is larger, and a head (batch normalisation, 256 hidden units, dropout) learns on it, with
-three seeds for its initial values, the order of images and dropout. The zeroth point is the same head on raw pixels.
-The passes are computed in bfloat16, the heads in float32.
-Validation accuracy is that of the last epoch, so nothing is chosen; the test set is not used.
 Explained in notebooks/03_vgg16_transfer_learning.ipynb, which does the same step by step for one network.
 """
 
@@ -33,15 +27,14 @@ def features_by_block(model: Classifier, data: FashionMNIST) -> dict[str, torch.
     """What each block puts out, averaged to at most 4×4: float32 [N, features], convolutions in bfloat16."""
     device = default_device()
     model.to(device, memory_format=torch.channels_last)
-    found = {name: [] for name, _ in model.backbone.named_children()}
+    parts = {name: [] for name, _ in model.backbone.named_children()}
     for images, _ in make_loader(data, 32):
         x = model.preprocess(images.to(device)).contiguous(memory_format=torch.channels_last)
         for name, block in model.backbone.named_children():
             with torch.autocast(device, torch.bfloat16):
                 x = block(x)
-            pooled = F.adaptive_avg_pool2d(x.float(), min(4, x.shape[-1]))
-            found[name].append(pooled.flatten(1).cpu())
-    return {name: torch.cat(parts) for name, parts in found.items()}
+            parts[name].append(F.adaptive_avg_pool2d(x.float(), min(4, x.shape[-1])).flatten(1).cpu())
+    return {name: torch.cat(batches) for name, batches in parts.items()}
 
 
 def probe(x: torch.Tensor, y: torch.Tensor, x_val: torch.Tensor, y_val: torch.Tensor, seed: int) -> float:

@@ -1,7 +1,6 @@
 """Predictions, and what they are worth: metrics, intervals, comparison, calibration.
 
 Explained in ``notebooks/03_vgg16_transfer_learning.ipynb`` and ``notebooks/05_evaluation_and_visualization.ipynb``.
-The names of :mod:`fmnist_utils.results` that notebooks use are here, too.
 """
 
 import numpy as np
@@ -12,12 +11,10 @@ from torch.utils.data import Subset
 from fmnist_utils.cache import CachedFeatures, Inputs, as_input, layers_for
 from fmnist_utils.data import CLASSES, FashionMNIST, as_images, make_loader
 from fmnist_utils.models import Classifier
-from fmnist_utils.results import hardware, load_predictions, load_results, peak_memory_mb, save_benchmark, save_result
 from fmnist_utils.scale.processes import exchange, own_share, shares
 
 __all__ = [
     "accuracy_interval", "fit_temperature", "mcnemar", "measure", "predict", "reliability", "score", "with_temperature",
-    "hardware", "load_predictions", "load_results", "peak_memory_mb", "save_benchmark", "save_result",
 ]  # fmt: skip
 
 

@@ -1,10 +1,7 @@
-"""A small search for tests/test_tune.py: ``searches.py STORAGE CACHE TRIALS [TRIAL]`` kills itself in that trial."""
+"""A small search for tests/test_tune.py, which can kill its process in a trial of that number."""
 
 import os
 import signal
-import sys
-
-import torch
 
 from fmnist_utils.data import load, train_val_split
 from fmnist_utils.recipes import MIRROR
@@ -31,9 +28,3 @@ def search(storage, cache, trials: int, **settings):
     train, val = train_val_split(load("train").subset(120), 60)
     settings |= {"storage": storage, "cache": cache, "space": space}
     return tune.search("tiny", trials=trials, train=train, val=val, **settings)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    ends_in = int(sys.argv[4]) if len(sys.argv) > 4 else None
-    search(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,4 +1,4 @@
-"""What tests/test_processes.py starts in one and in two processes: ``several_processes.py FOLDER TASK``."""
+"""What tests/test_processes.py starts in one and in two processes: ``several_processes.py FOLDER TASK …``."""
 
 import json
 import os
@@ -86,4 +86,5 @@ if __name__ == "__main__":
     # In float64 the runs must agree to many digits; in float32 equal pixels make ties, and rounding decides them.
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double
-    globals()[sys.argv[2]](Path(sys.argv[1]))
+    for task in sys.argv[2:]:
+        globals()[task](Path(sys.argv[1]))

@@ -317,7 +317,7 @@ def test_absolute_paths_would_be_noticed(text, found):
     "weights", [pytest.param(SHARED, id="with", marks=needs_shared), pytest.param("", id="without")]
 )
 def test_notebook_04_runs_with_resnet50s_weights_and_without(weights, tmp_path, monkeypatch):
-    """nbmake runs it only as the caller's FMNIST_WEIGHTS says."""
+    """nbmake would run it only as the caller's FMNIST_WEIGHTS says; conftest.py tells it not to."""
     monkeypatch.setenv("FMNIST_WEIGHTS", str(weights))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     script("run_all").execute(FOLDER / "04_resnet50_fine_tuning.ipynb", tmp_path / "04.ipynb")

@@ -15,34 +15,27 @@ SCRIPT = Path(__file__).with_name("several_processes.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def start(command: list, folder: Path, task: str) -> subprocess.CompletedProcess:
+def start(command: list, folder: Path, *tasks: str) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if k != "ACCELERATE_USE_CPU"} | {
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    arguments = [*command, str(SCRIPT), str(folder), task]
+    arguments = [*command, str(SCRIPT), str(folder), *tasks]
     return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def run(command: list, folder: Path, task: str) -> Path:
+def run(command: list, folder: Path, *tasks: str) -> Path:
     folder.mkdir(exist_ok=True)
-    done = start(command, folder, task)
+    done = start(command, folder, *tasks)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """(folder of one process, folder of two) of a task, each run once."""
-    found = {}
-
-    def run_both(task: str) -> tuple[Path, Path]:
-        if task not in found:
-            folder = tmp_path_factory.mktemp(task)
-            found[task] = (run([sys.executable], folder / "one", task), run(TORCHRUN, folder / "two", task))
-        return found[task]
-
-    return run_both
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """(folder of one process, folder of two), both tasks run in each: starting processes takes longer than they do."""
+    folder, tasks = tmp_path_factory.mktemp("processes"), ("images", "features")
+    return run([sys.executable], folder / "one", *tasks), run(TORCHRUN, folder / "two", *tasks)
 
 
 def history_of(folder: Path, name: str, process: int = 0) -> pd.DataFrame:
@@ -57,7 +50,7 @@ def assert_close(first: dict, second: dict) -> None:
 
 @pytest.mark.parametrize("task", ["images", "features"])
 def test_two_processes_give_the_result_of_one(folders, task):
-    one, two = folders(task)
+    one, two = folders
     assert [json.loads((two / f"{task}-{i}.json").read_text())["processes"] for i in (0, 1)] == [2, 2]
     expected = history_of(one, task)
     for process in (0, 1):
@@ -70,7 +63,7 @@ def test_two_processes_give_the_result_of_one(folders, task):
 
 
 def test_features_computed_in_parts_are_those_of_one_process(folders):
-    one, two = folders("features")
+    one, two = folders
     expected = load_file(one / "cache-0.safetensors")["features"]
     assert expected.shape[:2] == (2, 203)
     assert not np.array_equal(expected[0], expected[1])
@@ -82,7 +75,7 @@ def test_features_computed_in_parts_are_those_of_one_process(folders):
 
 
 def test_only_the_first_process_writes_the_checkpoint(folders):
-    one, two = folders("images")
+    one, two = folders
     alone, first, second = (json.loads((f / f"files-{i}.json").read_text()) for f, i in ((one, 0), (two, 0), (two, 1)))
     assert second == []
     assert len(first) == len(alone) > 0
@@ -97,7 +90,7 @@ def test_killed_process_ends_the_run_and_the_run_is_resumed(folders, tmp_path):
     assert (tmp_path / "checkpoint.resume.pt").is_file()
     assert not (tmp_path / "checkpoint.safetensors").exists()
     run(TORCHRUN, tmp_path, "images")
-    expected = history_of(folders("images")[0], "images")
+    expected = history_of(folders[0], "images")
     pd.testing.assert_frame_equal(history_of(tmp_path, "images"), expected, rtol=1e-8)
 
 

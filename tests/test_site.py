@@ -1,4 +1,7 @@
-"""The website that ``sphinx-build -c docs . site`` makes: its links, and that nothing is loaded from elsewhere."""
+"""The website that ``sphinx-build -c docs . site`` makes: its links, and that nothing is loaded from elsewhere.
+
+FMNIST_SITE=site keeps it in that folder.
+"""
 
 import os
 import re
@@ -42,8 +45,8 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-q", "-c", "docs", ".", str(folder)]
+    folder = Path(os.environ.get("FMNIST_SITE") or tmp_path_factory.mktemp("site")).absolute()
+    command = [sys.executable, "-m", "sphinx", "-q", "-E", "-c", "docs", ".", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONUTF8": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     assert "WARNING" not in done.stderr and "ERROR" not in done.stderr, done.stderr[-4000:]

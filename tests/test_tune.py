@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -18,6 +17,7 @@ import optuna
 import searches
 from matplotlib import pyplot as plt
 from optuna.trial import TrialState
+from test_survival import in_a_process
 
 from fmnist_utils import data, recipes
 from fmnist_utils.preprocess import Augment
@@ -44,12 +44,6 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("features")
 
 
-def process(*arguments) -> subprocess.Popen:
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, searches.__file__, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def drawn(study, states=tune.DONE) -> pd.DataFrame:
     rows = [{**t.params, "value": t.value, **t.intermediate_values} for t in study.get_trials(states=states)]
     return pd.DataFrame(rows)
@@ -64,15 +58,16 @@ def undisturbed(tmp_path_factory, cache) -> optuna.Study:
     return study
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and signals of Unix")
 @pytest.mark.parametrize("file", ["studies.db", "studies.journal"])
 def test_killed_search_loses_nothing_and_two_processes_finish_it(file, tmp_path, cache, undisturbed):
-    killed = process(tmp_path / file, cache, 7, 2)
-    output = killed.communicate(timeout=300)[0]
-    assert killed.returncode < 0, output  # by a signal
-    workers = [process(tmp_path / file, cache, 7) for _ in range(2)]
-    for worker in workers:
-        output = worker.communicate(timeout=300)[0]
-        assert worker.returncode == 0, output
+    def work(ends_in: int | None = None) -> None:
+        searches.ends_in = ends_in
+        searches.search(tmp_path / file, cache, 7)
+
+    assert os.WIFSIGNALED(os.waitpid(in_a_process(lambda: work(ends_in=2)), 0)[1])
+    workers = [in_a_process(work) for _ in range(2)]
+    assert [os.waitpid(worker, 0)[1] for worker in workers] == [0, 0]
     study = searches.search(tmp_path / file, cache, 7)  # finished: trains nothing more
     trials = study.get_trials()
     assert [t.number for t in trials if t.state == TrialState.RUNNING] == []

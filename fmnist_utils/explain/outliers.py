@@ -53,11 +53,11 @@ class Outliers:
         all_means, centred = zip(*(_centred(x, train.labels) for x in turned), strict=True)
         empty = torch.empty(0)
         precisions = _precision(centred[0]), _precision(torch.cat(centred))
-        found = cls(all_means[0].float(), precisions[0], empty, torch.stack(all_means).float(), precisions[1], empty)
+        fitted = cls(all_means[0].float(), precisions[0], empty, torch.stack(all_means).float(), precisions[1], empty)
         x, _ = features(model, val.images)
-        found.distances = found.distance(x).sort().values.float()
-        found.margins = found.margin(x)[1].sort().values.float()
-        return found
+        fitted.distances = fitted.distance(x).sort().values.float()
+        fitted.margins = fitted.margin(x)[1].sort().values.float()
+        return fitted
 
     def distance(self, x: Tensor) -> Tensor:
         """Squared Mahalanobis distance, float64 [B], of features to the nearest class (Lee et al., 2018,
@@ -126,9 +126,9 @@ def _distances(x: Tensor, means: Tensor, precision: Tensor) -> Tensor:
     return torch.einsum("bkc,cd,bkd->bk", apart, precision.double(), apart)
 
 
-def _share(usual: Tensor, found: Tensor) -> np.ndarray:
-    """The part of the sorted values ``usual`` that are at least as large as each value ``found``."""
-    return 1 - torch.searchsorted(usual, found.float()).double().numpy() / len(usual)
+def _share(usual: Tensor, values: Tensor) -> np.ndarray:
+    """The part of the sorted ``usual`` values that are at least as large as each of ``values``."""
+    return 1 - torch.searchsorted(usual, values.float()).double().numpy() / len(usual)
 
 
 @torch.no_grad()
@@ -136,13 +136,13 @@ def features(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     """For uint8 [B, 28, 28]: the backbone's output, averaged over the picture, float64 [B, C], and the logits, float64
     [B, 10], both on the CPU. The model is left as it was.
     """
-    device, found = next(model.parameters()).device, []
+    device, parts = next(model.parameters()).device, []
     with in_eval_mode(model):
         for part in images.split(100):
             maps = model.backbone(model.preprocess(part.to(device)))
             pooled = maps.flatten(2).mean(2) if maps.ndim > 2 else maps
-            found.append((pooled.double().cpu(), model.head(maps).double().cpu()))
-    pooled, logits = zip(*found, strict=True)
+            parts.append((pooled.double().cpu(), model.head(maps).double().cpu()))
+    pooled, logits = zip(*parts, strict=True)
     return torch.cat(pooled), torch.cat(logits)
 
 
@@ -159,12 +159,12 @@ def load_outliers(path: str | Path) -> Outliers:
     try:
         with safe_open(file, "pt") as opened:
             made_for = (opened.metadata() or {}).get("model")
-        found = Outliers(**load_file(file))
+        outliers = Outliers(**load_file(file))
     except (SafetensorError, TypeError) as error:
         raise ValueError(f"{file} is damaged or of another version of this project: {again}.") from error
     if made_for != file_sha256(model_file):
         raise ValueError(f"{file} belongs to another {model_file.name}: {again}.")
-    return found
+    return outliers
 
 
 def _file(path: str | Path, kind: str = "") -> Path:
@@ -174,8 +174,8 @@ def _file(path: str | Path, kind: str = "") -> Path:
 def main() -> None:
     train, val = train_val_split(load("train"))
     for path in saved_models().values():
-        found = Outliers.fit(load_model(path), train.subset(TRAIN), val.subset(VAL))
-        print(f"wrote {found.save(path)}")
+        fitted = Outliers.fit(load_model(path), train.subset(TRAIN), val.subset(VAL))
+        print(f"wrote {fitted.save(path)}")
 
 
 if __name__ == "__main__":

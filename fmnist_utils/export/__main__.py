@@ -46,9 +46,10 @@ def main() -> None:
     print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB) and its card {file.name}.json")
     if file.suffix == ".onnx":
         print(f"python {file.with_name('classify.py')} {file} PICTURE uses it without torch")
-        own = json.loads(file.with_name(f"{file.name}.json").read_text(encoding="utf-8")).get("metrics_of_this_file")
-        if own:
-            print(f"its own accuracy: {own['test_accuracy']:.2%} of {own['test_images']:,} test images, not mirrored")
+        exported = json.loads(file.with_name(f"{file.name}.json").read_text(encoding="utf-8"))
+        if counted := exported.get("metrics_of_this_file"):
+            accuracy, images = counted["test_accuracy"], counted["test_images"]
+            print(f"its own accuracy: {accuracy:.2%} of {images:,} test images, not mirrored")
     print(
         f"against torch on 256 test images: probabilities differ by at most {against_torch['max_difference']:.1g}, "
         f"same class for {against_torch['same_class']:.1%}"

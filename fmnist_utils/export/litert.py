@@ -82,10 +82,10 @@ def interpret(file: Path, images: np.ndarray, python: Path, threads: int = 1) ->
     LiteRT's interpreter runs it on the CPU; its first images also pay for warming up.
     """
     with TemporaryDirectory() as folder:
-        given, found = Path(folder, "images.npy"), Path(folder, "found.npz")
-        np.save(given, images)
-        _inside(python, "run", Path(file).absolute(), given, found, threads)
-        with np.load(found) as arrays:
+        inputs, outputs = Path(folder, "images.npy"), Path(folder, "outputs.npz")
+        np.save(inputs, images)
+        _inside(python, "run", Path(file).absolute(), inputs, outputs, threads)
+        with np.load(outputs) as arrays:
             return arrays["probabilities"], arrays["seconds"]
 
 
@@ -125,7 +125,7 @@ def _convert(saved: str, file: str, precision: str = "float32") -> None:
         Path(file).write_bytes(quantised.quantized_model)
 
 
-def _run(file: str, images: str, found: str, threads: str) -> None:
+def _run(file: str, images: str, outputs: str, threads: str) -> None:
     from time import perf_counter
 
     from ai_edge_litert.interpreter import Interpreter
@@ -136,7 +136,7 @@ def _run(file: str, images: str, found: str, threads: str) -> None:
         began = perf_counter()
         probabilities.append(network(images=image)["probabilities"])
         seconds.append(perf_counter() - began)
-    np.savez(found, probabilities=np.concatenate(probabilities), seconds=np.array(seconds))
+    np.savez(outputs, probabilities=np.concatenate(probabilities), seconds=np.array(seconds))
 
 
 if __name__ == "__main__":

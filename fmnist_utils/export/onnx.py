@@ -136,15 +136,15 @@ def parity(model: Classifier, path: str | Path, data: FashionMNIST, *, python: P
     :func:`fmnist_utils.export.litert.find` finds. Raises ``ImportError`` or ``ValueError`` with what to install.
     """
     if Path(path).suffix == ".onnx":
-        found = _run(path, data.images)
+        probabilities = _run(path, data.images)
     elif python := python or litert.find():
-        found, _ = litert.interpret(path, data.images.numpy(), python, torch.get_num_threads())
+        probabilities, _ = litert.interpret(path, data.images.numpy(), python, torch.get_num_threads())
     else:
         raise ValueError(f"{path} needs LiteRT's environment: python -m fmnist_utils.export NAME --litert makes it.")
     expected = predict(model, data)
     return {
-        "max_difference": float(np.abs(found - expected).max()),
-        "same_class": float((found.argmax(1) == expected.argmax(1)).mean()),
+        "max_difference": float(np.abs(probabilities - expected).max()),
+        "same_class": float((probabilities.argmax(1) == expected.argmax(1)).mean()),
     }
 
 

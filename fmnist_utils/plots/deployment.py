@@ -1,5 +1,6 @@
 """The figures of ``notebooks/07_deployment.ipynb``."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -7,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import PercentFormatter
 
+from fmnist_utils.plots.pictures import picture
 from fmnist_utils.plots.style import COLORS, heading
 
 
@@ -21,12 +22,16 @@ def shares(found: pd.DataFrame, title: str, xlabel: str, marked: Sequence[str] =
     for place, (share, high) in enumerate(zip(found.share, found.high, strict=True)):
         axis.text(high + 0.012, place, f"{share:.0%}", va="center", fontsize=10)
     axis.set(xlim=(0, 1.1), xlabel=xlabel)
-    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.xaxis.set_major_formatter("{x:.0%}")
     axis.set_xticks(np.arange(0, 1.01, 0.25))
     axis.grid(visible=False, axis="y")
     axis.invert_yaxis()
     heading(figure, title)
     return figure
+
+
+#: Long names of operators, in two lines.
+BROKEN = {"BatchNormalization": "Batch-\nNorm", "ReduceMean": "Reduce-\nMean", "Unsqueeze": "Un-\nsqueeze"}
 
 
 def operators(parts: Mapping[str, Sequence[str]], ends: tuple[str, str]) -> Figure:
@@ -44,18 +49,12 @@ def operators(parts: Mapping[str, Sequence[str]], ends: tuple[str, str]) -> Figu
             )
             axis.add_patch(box)
             dark = "white" if color != COLORS["val"] else "black"
-            axis.text(column + 0.5, -row, _short(word), ha="center", va="center", fontsize=8.5, color=dark)
+            axis.text(column + 0.5, -row, BROKEN.get(word, word), ha="center", va="center", fontsize=8.5, color=dark)
     axis.text(0.06, 0.62, f"in: {ends[0]}", fontsize=10, color="#333")
     axis.text(0.06, -len(lines) + 0.1, f"out: {ends[1]}", fontsize=10, va="center", color="#333")
     axis.set(xlim=(-2.2, widest), ylim=(-len(lines) - 0.2, 1))
     axis.axis("off")
     return figure
-
-
-def _short(word: str) -> str:
-    return {"BatchNormalization": "Batch-\nNorm", "ReduceMean": "Reduce-\nMean", "Unsqueeze": "Un-\nsqueeze"}.get(
-        word, word
-    )
 
 
 def differences(apart: np.ndarray, limit: float) -> Figure:
@@ -87,7 +86,7 @@ def rounding(weights: np.ndarray, errors: Mapping[str, np.ndarray]) -> Figure:
     axes[0].set(title=f"The quietest filter (no. {quiet})", xlabel="weight", ylabel="error after rounding")
     axes[1].set(title=f"All {len(channels)} filters", xlabel="largest weight of the filter", ylim=(0, None))
     axes[1].set_ylabel("error relative to the weights")
-    axes[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    axes[1].yaxis.set_major_formatter("{x:.1%}")
     axes[1].legend(frameon=False)
     return figure
 
@@ -137,29 +136,19 @@ def auroc(reports: Mapping[str, pd.DataFrame], chosen: Sequence[str]) -> Figure:
     return figure
 
 
-def stages(rows: Mapping[str, Sequence], size: float = 1.8) -> Figure:
+def stages(rows: Mapping[str, Sequence]) -> Figure:
     """For each named photograph a row of its (what was done, picture) on the way to 28×28."""
     most = max(map(len, rows.values()))
-    figure, axes = plt.subplots(len(rows), most, figsize=(most * size + 0.6, len(rows) * (size + 0.35)), squeeze=False)
+    figure, axes = plt.subplots(len(rows), most, figsize=(1.8 * most + 0.6, 2.15 * len(rows)), squeeze=False)
     for line, (name, steps) in zip(axes, rows.items(), strict=True):
-        for axis, step in zip(line, [*steps, *[None] * (most - len(steps))], strict=True):
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-            if step:
-                axis.imshow(np.asarray(step[1]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-                axis.set_title(_wrapped(step[0]), fontsize=8.5, fontweight="normal", loc="center")
-                axis.grid(visible=False)
-            else:
-                axis.axis("off")
+        for axis, (done, image) in zip(line, steps, strict=False):
+            picture(axis, image)
+            text = textwrap.fill(done, 22, break_long_words=False, break_on_hyphens=False)
+            axis.set_title(text, fontsize=8.5, fontweight="normal", loc="center")
+        for axis in line[len(steps) :]:
+            axis.axis("off")
         line[0].set_ylabel(name, fontsize=10)
     return figure
-
-
-def _wrapped(text: str, width: int = 22) -> str:
-    lines = [""]
-    for word in text.split():
-        lines = [*lines[:-1], f"{lines[-1]} {word}".strip()] if len(lines[-1] + word) < width else [*lines, word]
-    return "\n".join(lines)
 
 
 def outcomes(kinds: pd.DataFrame, title: str) -> Figure:
@@ -173,7 +162,7 @@ def outcomes(kinds: pd.DataFrame, title: str) -> Figure:
         left += width.to_numpy()
     axis.invert_yaxis()
     axis.set(xlim=(0, 1))
-    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.xaxis.set_major_formatter("{x:.0%}")
     axis.tick_params(axis="y", labelsize=9.5)
     axis.grid(visible=False, axis="y")
     axis.margins(y=0.01)

@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MultipleLocator, PercentFormatter
 
 from fmnist_utils.plots.pictures import picture
-from fmnist_utils.plots.style import COLORS, heading
+from fmnist_utils.plots.style import COLORS, heading, percent_ticks
 
 #: Colour and marker of the first, second and third model of a figure.
 MODEL_LOOKS = ((COLORS["train"], "o"), (COLORS["accent"], "s"), (COLORS["test"], "D"))
@@ -29,8 +28,7 @@ def gaps(accuracies: pd.DataFrame) -> Figure:
     axis.text(1.06, -1, "gap", ha="right", va="center", fontsize=10, weight="bold", transform=beyond)
     axis.set_yticks(place, accuracies.index)
     axis.set(ylim=(len(place) - 0.4, -0.7), xlabel="accuracy (the axis does not begin at 0; gap in points)")
-    axis.xaxis.set_major_locator(MultipleLocator(0.05))
-    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_ticks(axis.xaxis, every=0.05)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
@@ -52,8 +50,7 @@ def calibration(bins: Mapping[str, Mapping[str, pd.DataFrame]], smallest: int = 
             place = found.confidence + aside
             axis.errorbar(place, middle, ends, fmt=marker, color=color, capsize=3, ms=6, label=when)
         axis.set(title=model, xlabel="mean confidence of the bin")
-        axis.xaxis.set_major_locator(MultipleLocator(0.2))
-        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        percent_ticks(axis.xaxis, every=0.2)
     axes[0, 0].set_ylabel("accuracy − confidence (points)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     heading(figure, "Above the line: too modest. Below: too sure. Bars: 95% intervals")
@@ -116,8 +113,7 @@ def robustness(scores: pd.DataFrame) -> Figure:
     axis.axvline(0.1, color=COLORS["muted"], ls=":", lw=1.5, label="guessing")
     axis.set_yticks(range(len(kinds)), kinds)
     axis.set(ylim=(len(kinds) - 0.5, -0.5), xlim=(0, 1.01), xlabel="accuracy (bar: 95% interval)")
-    axis.xaxis.set_major_locator(MultipleLocator(0.2))
-    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_ticks(axis.xaxis, every=0.2)
     axis.grid(axis="y", visible=False)
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

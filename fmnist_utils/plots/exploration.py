@@ -9,11 +9,11 @@ import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MultipleLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MultipleLocator
 
 from fmnist_utils.data import CLASSES, FashionMNIST
 from fmnist_utils.plots.pictures import picture
-from fmnist_utils.plots.style import CLASS_COLORS, COLORS, heading
+from fmnist_utils.plots.style import CLASS_COLORS, COLORS, heading, percent_ticks
 
 
 def class_counts(counts: pd.DataFrame) -> Figure:
@@ -22,7 +22,7 @@ def class_counts(counts: pd.DataFrame) -> Figure:
     colors = [COLORS[name] for name in counts.columns]
     counts.plot.bar(color=colors, width=0.75, rot=25, ax=axis)
     axis.set(title="Images per class", ylabel="images")
-    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.yaxis.set_major_formatter("{x:,.0f}")
     axis.grid(axis="x", visible=False)
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -77,7 +77,7 @@ def variance(explained: np.ndarray, needed: int) -> Figure:
     axis.text(needed + 4, 0.06, f"{needed} components for 90%", color=COLORS["accent"])
     axis.set(xlabel="number of components", ylabel="explained variance", title="How far do the first components get?")
     axis.set(xlim=(0, len(explained)), ylim=(0, 1.02))
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.yaxis.set_major_formatter("{x:.0%}")
     return figure
 
 
@@ -129,9 +129,8 @@ def intervals(scores: pd.DataFrame, title: str = "", others: Mapping[str, float]
         axis.annotate(f"{value:.1%}", (value, y), (0, 8), textcoords="offset points", ha="center", fontsize=10)
     axis.set_yticks(np.arange(len(scores) + len(others or {})), [*scores.index, *(others or {})])
     axis.set(ylim=(len(scores) + len(others or {}) - 0.4, -0.7), xlabel="accuracy (line: 95% interval)", title=title)
-    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_ticks(axis.xaxis, every=0.05)
     axis.margins(x=0.12)
-    axis.xaxis.set_major_locator(MultipleLocator(0.05))
     axis.grid(axis="y", visible=False)
     return figure
 

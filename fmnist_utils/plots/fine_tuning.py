@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import PercentFormatter
 
 from fmnist_utils.evaluate import accuracy_interval
 from fmnist_utils.models import Classifier, leaves, set_trainable, summary
@@ -166,7 +165,7 @@ def ladders(groups: Mapping[str, Sequence[dict]], images: int, training: bool = 
         axis.set_xticks(place, names, fontsize=10)
         axis.set(xlim=(-0.4, len(rungs) - 0.2), title=title)
         axis.grid(axis="x", visible=False)
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.yaxis.set_major_formatter("{x:.0%}")
     axes[0, 0].set_ylabel(f"accuracy ({images:,} validation images)" if training else
                           f"validation accuracy, {images:,} images")  # fmt: skip
     if training:
@@ -192,6 +191,6 @@ def drift(accuracies: Mapping[int, float], title: str = "") -> Figure:
         axis.annotate(f"{value:.1%}", (x, value), (5, 7), textcoords="offset points", fontsize=10)
     axis.set(xlabel="batches that went through in training mode, no step taken", ylabel="validation accuracy")
     axis.margins(x=0.08, y=0.2)
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.yaxis.set_major_formatter("{x:.0%}")
     heading(figure, title)
     return figure

@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import StrMethodFormatter
 
 from fmnist_utils.plots.pictures import picture
 from fmnist_utils.plots.style import COLORS, heading
@@ -87,7 +86,7 @@ def speeds(rates: pd.DataFrame) -> Figure:
         texts = [f"{rate:,.0f}  ({factor:.1f}×)" for rate, factor in zip(rates[side], times, strict=True)]
         axis.bar_label(bars, texts, padding=4, fontsize=10)
         axis.set(title=f"{side} px", xlabel="images/s", xlim=(0, 1.35 * rates[side].max()))
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.xaxis.get_major_locator().set_params(nbins=5)
         axis.grid(visible=False)  # it would run through the labels
     axes[0, 0].invert_yaxis()

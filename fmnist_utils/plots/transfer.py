@@ -9,12 +9,11 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MultipleLocator, PercentFormatter
 
 from fmnist_utils.data import CLASSES
 from fmnist_utils.models import Classifier, summary
 from fmnist_utils.plots.pictures import picture
-from fmnist_utils.plots.style import COLORS, heading
+from fmnist_utils.plots.style import COLORS, heading, percent_ticks
 
 #: What happens to a part of a network: its colour in a diagram.
 FROZEN, LEARNS, UNUSED, DATA = "#9CC3DF", COLORS["val"], "#F3F4F6", "#E5E7EB"
@@ -102,8 +101,7 @@ def layers(points: pd.DataFrame) -> Figure:
         axis.tick_params(axis="x", rotation=30)
         axis.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel("validation accuracy")
-    axes[0, 0].yaxis.set_major_locator(MultipleLocator(0.02))
-    axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_ticks(axes[0, 0].yaxis, every=0.02)
     return figure
 
 

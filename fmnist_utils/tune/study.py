@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import quote
 
@@ -94,9 +94,7 @@ def search(
     notebooks/06_tuning_and_backbones.ipynb.
     """
     place = None if "://" in str(storage) else expanded(storage or ROOT / "data" / "cache" / "studies.db")
-    shown = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
+    with _quietly():
         with _one_at_a_time(place):  # or two processes might create the same tables, or repeat the same lost trial
             study = optuna.create_study(
                 study_name=name,
@@ -122,8 +120,6 @@ def search(
                 print(line(study.get_trials(deepcopy=False)[trial.number]))
         if verbose and (others := _count(study, TrialState.RUNNING)):
             print(f"{others} more still running in other processes")
-    finally:
-        optuna.logging.set_verbosity(shown)
     return study
 
 
@@ -167,6 +163,17 @@ def _features(settings: dict, train, val, known: dict, cache) -> tuple[CachedFea
                 for data, views in ((train, 2), (val, 1))
             )
     return known[key]
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Within it Optuna says no more than warnings."""
+    earlier = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(earlier)
 
 
 def _one_at_a_time(path: Path | None):
@@ -251,7 +258,7 @@ def save_study(study: optuna.Study, folder: Path | None = None) -> Path:
     """
     folder = folder or default_folder()
     trials = study.get_trials(deepcopy=False, states=DONE)
-    found = {
+    record = {
         "name": study.study_name,
         "profile": profile(),
         **study.user_attrs,
@@ -265,28 +272,26 @@ def save_study(study: optuna.Study, folder: Path | None = None) -> Path:
         **where_and_when("optuna"),
     }
     save_figure(plot_study(study), study.study_name, folder)
-    return write_record(folder / "benchmarks" / f"{study.study_name}.json", found)
+    return write_record(folder / "benchmarks" / f"{study.study_name}.json", record)
 
 
-def as_study(trials: list[dict], space: Callable[[Trial | FrozenTrial], dict] = as_recipe) -> optuna.Study:
+def as_study(trials: list[dict]) -> optuna.Study:
     """The ``trials`` of a file that :func:`save_study` wrote, or some of them, as a study in memory.
 
-    Each is a row with ``state``, ``val_accuracy``, ``epochs`` and the values that ``space`` asks for. Used in
-    notebooks/06_tuning_and_backbones.ipynb.
+    Each is a row with ``state``, ``val_accuracy``, ``epochs`` and the values that :func:`as_recipe` asks for. Used
+    in notebooks/06_tuning_and_backbones.ipynb.
     """
-    shown = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
-    for row in trials:
-        study.enqueue_trial({key: value for key, value in row.items() if key not in _NO_VALUES})
-        trial = study.ask()
-        space(trial)
-        if row["state"] == "PRUNED":
-            trial.report(row["val_accuracy"], row["epochs"])
-            study.tell(trial, state=TrialState.PRUNED)
-        else:
-            study.tell(trial, row["val_accuracy"])
-    optuna.logging.set_verbosity(shown)
+    with _quietly():
+        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+        for row in trials:
+            study.enqueue_trial({key: value for key, value in row.items() if key not in _NO_VALUES})
+            trial = study.ask()
+            as_recipe(trial)
+            if row["state"] == "PRUNED":
+                trial.report(row["val_accuracy"], row["epochs"])
+                study.tell(trial, state=TrialState.PRUNED)
+            else:
+                study.tell(trial, row["val_accuracy"])
     return study
 
 
