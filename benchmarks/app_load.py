@@ -13,6 +13,7 @@ from statistics import median
 
 import numpy as np
 import psutil
+import torch
 from common import each, options, record
 from PIL import Image
 
@@ -60,7 +61,8 @@ def request(address: str, dependency: dict, number: int, data: str, model: str) 
 
 
 def prediction_ms(name: str, images: FashionMNIST) -> float:
-    """Median milliseconds of the network for one image, mirrored too if the app does, in this process."""
+    """Median milliseconds of the network for one image, mirrored too if the app does, on one core, as there."""
+    torch.set_num_threads(1)
     path = ROOT / "data" / "models" / name
     model, mirror = load_model(path), read_card(path.with_suffix(".json")).get("mirror", False)
     single = [images.select([row]) for row in range(len(images))]
