@@ -13,9 +13,9 @@ from statistics import median
 
 import numpy as np
 import psutil
-import torch
 from common import each, options, record
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from fmnist_utils import ROOT, pick
 from fmnist_utils.app.photos import STEPS
@@ -62,11 +62,11 @@ def request(address: str, dependency: dict, number: int, data: str, model: str) 
 
 def prediction_ms(name: str, images: FashionMNIST) -> float:
     """Median milliseconds of the network for one image, mirrored too if the app does, on one core, as there."""
-    torch.set_num_threads(1)
     path = ROOT / "data" / "models" / name
     model, mirror = load_model(path), read_card(path.with_suffix(".json")).get("mirror", False)
     single = [images.select([row]) for row in range(len(images))]
-    return 1e3 * median(each(lambda image: predict(model, image, mirror=mirror), single)[1])
+    with threadpool_limits(1):
+        return 1e3 * median(each(lambda image: predict(model, image, mirror=mirror), single)[1])
 
 
 def slowest_health(address: str, dependency: dict) -> float:
