@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 from common import each, options, record
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from fmnist_utils import ROOT, pick
 from fmnist_utils.app.photos import STEPS
@@ -60,11 +61,12 @@ def request(address: str, dependency: dict, number: int, data: str, model: str) 
 
 
 def prediction_ms(name: str, images: FashionMNIST) -> float:
-    """Median milliseconds of the network for one image, mirrored too if the app does, in this process."""
+    """Median milliseconds of the network for one image, mirrored too if the app does, on one core, as there."""
     path = ROOT / "data" / "models" / name
     model, mirror = load_model(path), read_card(path.with_suffix(".json")).get("mirror", False)
     single = [images.select([row]) for row in range(len(images))]
-    return 1e3 * median(each(lambda image: predict(model, image, mirror=mirror), single)[1])
+    with threadpool_limits(1):
+        return 1e3 * median(each(lambda image: predict(model, image, mirror=mirror), single)[1])
 
 
 def slowest_health(address: str, dependency: dict) -> float:

@@ -5,6 +5,7 @@ other kinds than those that ``benchmarks/photographs.py`` reports as held out. E
 ``notebooks/07_deployment.ipynb``.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +56,8 @@ def cut_out(image: Image.Image) -> Cut:
     cover = ((distance - least) / least).clip(0, 1)
     kept, parts = _parts(cover, even=3 * error <= 8)
     cover *= kept
-    garment = (cover * pixels.mean(2)).sum() / max(cover.sum(), 1)
+    grey = (pixels[..., 0] + pixels[..., 1] + pixels[..., 2]) / 3  # NumPy's mean along so short an axis is slow, too
+    garment = (cover * grey).sum() / max(cover.sum(), 1)
     behind = ground.mean()
     # Products are mostly shown on a light ground, and parts of them are lighter; a white shirt on grey is another case.
     light = bool(garment < ((behind + 255) / 2 if behind > 127 else behind / 2))
@@ -83,16 +85,22 @@ def _largest(differences: np.ndarray) -> np.ndarray:
 
 def _ground(pixels: np.ndarray) -> tuple[np.ndarray, float]:
     """The smooth ground, float32 [H, W, 3], and how far the frame usually is from it."""
-    height, width = pixels.shape[:2]
-    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], 2).astype(np.float32)
-    seen, seen_terms = frame(pixels), frame(terms)
+    terms, seen_terms = _terms(*pixels.shape[:2])
+    seen = frame(pixels)
     error = _largest(seen - np.median(seen, axis=0))
     for count in (3, 6, 6):
         near = error <= max(12, 3 * np.median(error))
         surface = np.linalg.lstsq(seen_terms[near, :count], seen[near], rcond=None)[0]
         error = _largest(seen - seen_terms[:, :count] @ surface)
     return (terms @ surface).clip(0, 255), float(np.median(error))
+
+
+@functools.lru_cache(8)
+def _terms(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a quadratic surface is made of, float32 [H, W, 6], and its part in the frame; kept for pictures alike."""
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], 2).astype(np.float32)
+    return terms, frame(terms)
 
 
 def _parts(cover: np.ndarray, even: bool) -> tuple[np.ndarray, list]:
@@ -113,7 +121,9 @@ def _parts(cover: np.ndarray, even: bool) -> tuple[np.ndarray, list]:
     masses = inner if inner.max() >= INSTEAD * masses.max() else masses
     order = [i for i in np.argsort(-masses) if masses[i] >= LEAST_PART * masses.max()]
     slices = ndimage.find_objects(labels)
-    kept = np.isin(labels, [i + 1 for i in order])
+    chosen = np.zeros(count + 1, bool)
+    chosen[np.array(order) + 1] = True
+    kept = chosen[labels]
     kept = ndimage.binary_dilation(kept, np.ones((3, 3)), iterations=thin + 2)  # what opening took from its edges
     return kept, [(masses[i], slices[i]) for i in order]
 

@@ -114,6 +114,11 @@ def _show(pictures: list | None, steps: list, model: str, max_bytes: int):
             read.append(serving.read(sent, steps, max_bytes))
         except BadImage as error:
             read.append(error)
+    return serving.at_work(_answered, pictures, read, steps, model, message)
+
+
+def _answered(pictures: list, read: list, steps: list, model: str, message: str):
+    """:func:`_show` for what has been read: a picture, or why it is none."""
     good = [picture for picture in read if not isinstance(picture, BadImage)]
     found = iter(serving.answers(model, torch.stack([picture.pixels for picture in good])) if good else [])
     cards, rows, lines, doubts = [], [], [], 0
@@ -185,6 +190,7 @@ def main() -> None:
     if not 0 < arguments.max_upload <= 1000:
         parser.error(f"--max-upload {arguments.max_upload:g}: take more than 0 and at most 1000 MB.")
     began = time.perf_counter()
+    serving.one_core_each()
     try:
         check_name("model", arguments.model, tuple(serving.cards()))
         app = create_app(arguments.model, arguments.max_upload, [arguments.host, *arguments.allow_host])

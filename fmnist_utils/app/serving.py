@@ -10,13 +10,16 @@ import contextlib
 import functools
 import io
 import logging
+import os
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from fmnist_utils import ROOT, check_name
@@ -32,8 +35,9 @@ from fmnist_utils.sources.files import file_sha256, shown
 MODELS = ROOT / "data" / "models"
 #: An answer with less probability than this is marked as one not to rely on.
 UNSURE = 0.4
-# torch uses every core for one batch anyway, and Grad-CAM changes the model while it works.
-_lock = threading.Lock()
+_loading = threading.Lock()
+# All work on pixels: more threads than cores would only be in each other's way, and each keeps memory that it once had.
+_workers = ThreadPoolExecutor(os.cpu_count() or 1, "pixels")
 
 
 @dataclass
@@ -127,10 +131,26 @@ def recorded(name: str) -> np.ndarray:
         return load_predictions(run, folder=ROOT / "runs")
 
 
+def one_core_each() -> None:
+    """Whatever is computed takes one core from now on, so that as many answers are as there are cores.
+
+    Networks for 28×28 pixels are so small that several cores would wait for each other longer than they work, and much
+    longer where other programs want them, too.
+    """
+    torch.set_num_threads(1)
+    threadpool_limits(1, "blas")
+
+
+def at_work(work: Callable, *arguments):
+    """The result of ``work``, which waits for its turn where there are more of them than cores."""
+    return _workers.submit(work, *arguments).result()
+
+
 @functools.cache
 def _loaded(name: str):
     try:
-        return load_model(MODELS / name), outliers.load_outliers(MODELS / name)
+        model = load_model(MODELS / name).to(memory_format=torch.channels_last)  # as `predict` does
+        return model, outliers.load_outliers(MODELS / name)
     except (ValueError, FileNotFoundError, WeightsUnavailable) as error:
         logging.getLogger(__name__).error("The model %s cannot be loaded: %s", name, error)
         raise photos.BadImage(
@@ -140,25 +160,26 @@ def _loaded(name: str):
 
 
 def answers(name: str, images: Tensor, explain: bool = True) -> list[Answer]:
-    """What the model called ``name`` says about ``uint8 [B, 28, 28]`` images; one caller at a time, others wait.
+    """What the model called ``name`` says about ``uint8 [B, 28, 28]`` images; several threads may ask at once.
 
     The first call loads the model. It predicts as its card's accuracy was measured, on both mirror images where that
-    says so. The network runs once for the answer, once mirrored, once for Grad-CAM, and once more for those that look
-    turned; ``explain=False`` leaves Grad-CAM out. Raises ``ValueError`` for an unknown name.
+    says so. The network runs once for the answer and Grad-CAM together, once mirrored, and once more for those that
+    look turned; ``explain=False`` leaves Grad-CAM out. Raises ``ValueError`` for an unknown name.
     """
     check_name("model", name, tuple(cards()))
-    with _lock:
+    with _loading:
         model, detector = _loaded(name)
-        x, logits = outliers.features(model, images)
-        probabilities = logits.softmax(1)
-        if cards()[name]["mirror"]:
-            probabilities = (probabilities + outliers.features(model, images.flip(-1))[1].softmax(1)) / 2
-        probabilities = probabilities.float().numpy()
-        shares, upright, turns = detector.judge(model, images, x)
-        maps = [None] * len(images)
-        # A network without a feature map, such as ViT, has nothing to show either.
-        with contextlib.suppress(ValueError):
-            maps = grad_cam(model, images, torch.from_numpy(probabilities.argmax(1))) if explain else maps
+    activation, x, logits = outliers.run(model, images)
+    probabilities = logits.softmax(1)
+    if cards()[name]["mirror"]:
+        probabilities = (probabilities + outliers.features(model, images.flip(-1))[1].softmax(1)) / 2
+    probabilities = probabilities.float().numpy()
+    shares, upright, turns = detector.judge(model, images, x)
+    maps = [None] * len(images)
+    # A network without a feature map, such as ViT, has nothing to show either.
+    with contextlib.suppress(ValueError):
+        best = torch.from_numpy(probabilities.argmax(1))
+        maps = grad_cam(model, images, best, activation) if explain else maps
     overlays = [None if seen is None else overlay(pixels, seen) for pixels, seen in zip(images, maps, strict=True)]
     found = zip(probabilities, overlays, shares.tolist(), upright.tolist(), turns.tolist(), strict=True)
     return [Answer(*each) for each in found]
@@ -194,10 +215,11 @@ def read(sent: dict, steps: Collection[str], max_bytes: int) -> Picture:
     turns = sent.get("turns", 0)
     if turns not in (0, 1, 2, 3):
         raise photos.BadImage(f"A picture can be turned by 0 to 3 quarters, not by {turns!r}.")
-    return Picture(*photos.examine(photos.read_image(data, name, max_bytes), steps, turns))
+    image = photos.read_image(data, name, max_bytes)  # by a thread of its own, which may take long
+    return Picture(*at_work(photos.examine, image, steps, turns))
 
 
-def data_url(image: Image.Image | Tensor, side: int = 240) -> str:
+def data_url(image: Image.Image | Tensor, side: int = photos.SIDE) -> str:
     """A picture as text for a page, at most ``side`` pixels wide and high: PNG where small or transparent, else JPEG,
     which is the fastest to make: encoding took longer than predicting."""
     image = image.copy() if isinstance(image, Image.Image) else Image.fromarray(image.numpy())

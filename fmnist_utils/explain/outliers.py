@@ -16,11 +16,12 @@ from torch import Tensor
 
 from fmnist_utils.checkpoints import load_model, saved_models
 from fmnist_utils.data import FashionMNIST, load, replacing, train_val_split
+from fmnist_utils.explain.grad_cam import at_last_activation
 from fmnist_utils.models import Classifier
 from fmnist_utils.networks.freezing import in_eval_mode
 from fmnist_utils.sources.files import file_sha256
 
-__all__ = ["Outliers", "TRAIN", "UNUSUAL", "VAL", "features", "load_outliers"]
+__all__ = ["Outliers", "TRAIN", "UNUSUAL", "VAL", "features", "load_outliers", "run"]
 
 #: Images to estimate means and covariance on, and to calibrate on: few enough for VGG16 on a CPU.
 TRAIN, VAL = 2_000, 2_000
@@ -132,17 +133,21 @@ def _share(usual: Tensor, values: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
+def run(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For uint8 [B, 28, 28]: the backbone's last activation, as ``grad_cam`` takes it, and its :func:`features`."""
+    before, after = at_last_activation(model)
+    with in_eval_mode(model):
+        activation = before(images.to(next(model.parameters()).device))
+        maps = after[:-1](activation)
+        pooled = maps.flatten(2).mean(2) if maps.ndim > 2 else maps
+        return activation, pooled.double().cpu(), model.head(maps).double().cpu()
+
+
 def features(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     """For uint8 [B, 28, 28]: the backbone's output, averaged over the picture, float64 [B, C], and the logits, float64
     [B, 10], both on the CPU. The model is left as it was.
     """
-    device, parts = next(model.parameters()).device, []
-    with in_eval_mode(model):
-        for part in images.split(100):
-            maps = model.backbone(model.preprocess(part.to(device)))
-            pooled = maps.flatten(2).mean(2) if maps.ndim > 2 else maps
-            parts.append((pooled.double().cpu(), model.head(maps).double().cpu()))
-    pooled, logits = zip(*parts, strict=True)
+    pooled, logits = zip(*(run(model, part)[1:] for part in images.split(100)), strict=True)
     return torch.cat(pooled), torch.cat(logits)
 
 
