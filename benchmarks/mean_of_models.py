@@ -21,14 +21,14 @@ def selected(predictions: dict[str, np.ndarray], labels) -> list[str]:
     It may be one that is in already, which then weighs more; equal accuracies are told apart by the cross-entropy. It
     ends where none raises the accuracy.
     """
+
+    def value(names: list[str]) -> tuple[float, float]:
+        found = score(np.mean([predictions[name] for name in names], 0), labels)
+        return found["accuracy"], -found["loss"]
+
     chosen, best = [], 0.0
     while True:
-
-        def value(name: str) -> tuple[float, float]:
-            found = score(np.mean([predictions[one] for one in (*chosen, name)], 0), labels)
-            return found["accuracy"], -found["loss"]
-
-        accuracy, _, name = max((*value(name), name) for name in predictions)
+        accuracy, _, name = max((*value([*chosen, name]), name) for name in predictions)
         if accuracy <= best:
             return chosen
         chosen, best = [*chosen, name], accuracy

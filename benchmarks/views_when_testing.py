@@ -56,7 +56,10 @@ def measure(name: str, images: dict) -> dict:
     test = correct("test", [*{"mirror": 0, chosen: 0}])
     found = {"model": name, "validation": rows, "chosen": chosen, "views": len(WAYS[chosen])}
     found["test"] = compared(test[chosen], test["mirror"])
-    found["test_mirror"] = {"accuracy": test["mirror"].mean(), "interval": accuracy_interval(test["mirror"].sum(), TEST)}
+    found["test_mirror"] = {
+        "accuracy": test["mirror"].mean(),
+        "interval": accuracy_interval(test["mirror"].sum(), TEST),
+    }
     print(found, flush=True)
     return found
 
