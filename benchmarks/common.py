@@ -20,12 +20,14 @@ from fmnist_utils.results import save_benchmark
 from fmnist_utils.results.machine import per_second as per_second  # as all benchmarks do
 
 
-def options(question: str, **switches: str) -> argparse.Namespace:
-    """What the command line asks for: ``--record``, and a switch for each further name, with its help."""
+def options(question: str, **switches: str | dict) -> argparse.Namespace:
+    """What the command line asks for: ``--record``, and for each further name a switch with this help, or an option
+    with these arguments of ``add_argument``."""
     parser = argparse.ArgumentParser(description=question)
     parser.add_argument("--record", action="store_true", help="write to results/, where README and notebooks look")
     for name, text in switches.items():
-        parser.add_argument(f"--{name}", action="store_true", help=text)
+        arguments = text if isinstance(text, dict) else {"action": "store_true", "help": text}
+        parser.add_argument(f"--{name}", **arguments)
     asked = parser.parse_args()
     if asked.record:
         os.environ["FMNIST_RECORD"] = "1"

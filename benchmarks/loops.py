@@ -28,7 +28,7 @@ EPOCHS = pick(smoke=2, cpu=10, full=10)
 #: Images that set the ranges of int8.
 CALIBRATION = pick(smoke=4, cpu=64, full=64)
 #: The input pipeline alone is timed on this many output pixels: a second or more of the faster one.
-PIPELINE_PIXELS = pick(smoke=200_000, cpu=80_000_000, full=400_000_000)
+PIPELINE_PIXELS = pick(smoke=200_000, cpu=80_000_000, full=200_000_000)
 
 
 class CsvImages(Dataset):

@@ -5,6 +5,7 @@ from statistics import median
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import TorchDynamoPlugin
 from common import options, record, splits, timed
 from torch import nn
 from torch.autograd import DeviceType
@@ -29,13 +30,16 @@ MODELS = {
 if CUDA:
     MODELS["WRN-28-10"] = ({"name": "wide_resnet", "weights": None}, 250, 60)
 REPEATS = pick(smoke=2, cpu=5, full=7)
+#: Models for which other ways to train are tried beside ``fit``'s.
+COMPARED = ("small CNN", "WRN-28-10")
 PROFILED = pick(smoke=2, cpu=10, full=20)
 
 
-def prepare(settings: dict):
-    """(plain model, prepared model, prepared optimizer, scheduler, accelerator), as fit makes them."""
-    backend = "inductor" if CUDA else "no"
-    accelerator = Accelerator(mixed_precision=choose_precision("auto"), dynamo_backend=backend, cpu=not CUDA)
+def prepare(settings: dict, mode: str | None = None):
+    """(plain model, prepared model, prepared optimizer, scheduler, accelerator), as fit makes them; ``mode`` is
+    torch.compile's."""
+    plugin = TorchDynamoPlugin("inductor", mode, dynamic=False) if CUDA else None
+    accelerator = Accelerator(mixed_precision=choose_precision("auto"), dynamo_plugin=plugin, cpu=not CUDA)
     model = build_model(**settings, trainable="all", augment=Augment(flip=0.5, shift=0.1, erasing=0.5))
     model.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, "sgd", 1e-3, 5e-4)
@@ -76,23 +80,39 @@ def constant_batch(settings: dict, data, batches: int):
     return plain, epoch
 
 
+def reordered(data, batch_size: int) -> list[tuple]:
+    """The batches of an epoch, put into a new order where the data lie, at once instead of batch by batch."""
+    order = torch.randperm(len(data), device=data.images.device)
+    return list(zip(data.images[order].split(batch_size), data.labels[order].split(batch_size), strict=True))
+
+
 def measure(name: str, settings: dict, batch_size: int, batches: int) -> tuple[dict, list[dict], list[dict]]:
     """(row of the model, rows of its epochs, rows of its operators)."""
-    _, model, optimizer, scheduler, accelerator = prepare(settings)
-    data = on_device(splits(train=batch_size * batches)["train"], accelerator.device)
+    _, *prepared = prepare(settings)
+    data = on_device(splits(train=batch_size * batches)["train"], prepared[-1].device)
 
-    def epoch(inputs=data, **more) -> None:
-        loader = make_loader(inputs, batch_size, shuffle=True)
+    def train(loader, parts: list, **more) -> None:
+        model, optimizer, scheduler, accelerator = parts
         train_one_epoch(model, loader, optimizer, scheduler, nn.CrossEntropyLoss(), accelerator, **more)
+
+    def epoch(inputs=data, parts: list = prepared, **more) -> None:
+        train(make_loader(inputs, batch_size, shuffle=True), parts, **more)
 
     plain, constant = constant_batch(settings, data.select(range(batch_size)), batches)
     works = {"ours": epoch, "constant batch": constant}
+    if name in COMPARED:
+        works["shuffled on the device"] = lambda: train(reordered(data, batch_size), prepared)
+        if CUDA:
+            graphs = prepare(settings, "reduce-overhead")[1:]
+            works["CUDA graphs"] = lambda: epoch(parts=graphs)
+            works["CUDA graphs, shuffled on the device"] = lambda: train(reordered(data, batch_size), graphs)
     warm_up = {way: timed(work)[1] for way, work in works.items()}
     rates: dict[str, list[float]] = {way: [] for way in works}
     for _ in range(REPEATS):
         for way, work in works.items():
             rates[way].append(batch_size * batches / timed(work)[1])
-    ours, reference = map(median, rates.values())
+    medians = {way: median(found) for way, found in rates.items()}
+    ours, reference, *_ = medians.values()
     waits = count_waits(epoch) if CUDA else (None, None)
     few = data.select(range(batch_size * min(PROFILED, batches)))
     operators = top_operators(lambda: epoch(few))
@@ -101,6 +121,7 @@ def measure(name: str, settings: dict, batch_size: int, batches: int) -> tuple[d
     row |= {"images_per_second": ours, "constant_batch_images_per_second": reference}
     row |= {"waits_in_epoch": waits[0], "waits_at_end": waits[1], "warm_up_seconds": warm_up["ours"]}
     row["constant_batch_warm_up_seconds"] = warm_up["constant batch"]
+    row["other_ways"] = {way: rate / reference for way, rate in [*medians.items()][2:]}
     print(row, flush=True)
     epochs = [{"model": name, "way": way, "images_per_second": rate} for way in works for rate in rates[way]]
     return row, epochs, [{"model": name, **operator} for operator in operators]

@@ -25,7 +25,7 @@ __all__ = ["Run", "Settings", "averaged", "make_optimizer", "make_schedule", "tr
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "exponential", "constant")
-MIXES = ("mixup", "cutmix")
+MIXES = ("mixup", "cutmix", "mixup-or-cutmix")
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Settings:
     """What decides the numbers of a training; the arguments of :func:`fit` by these names, all but ``epochs`` optional.
 
     ``schedule`` changes the learning rate every batch: ``one-cycle`` (Smith, 2018, arXiv:1803.09820), ``exponential``
-    (times ``decay`` per epoch) or ``constant``. ``optimizer`` is ``adam``, ``adamw`` or ``sgd``.
-    ``backbone_lr`` gives the backbone's layers a rate of their own, usually lower than the head's ``lr``.
-    ``mix`` trains on pairs of images, torchvision's ``mixup`` (Zhang et al., 2018, arXiv:1710.09412) or ``cutmix`` (Yun
-    et al., 2019, arXiv:1905.04899); ``ema`` validates and keeps an exponential moving average of the weights, such as
-    0.99 (torch's ``AveragedModel``; Polyak & Juditsky, 1992), instead of the last ones.
-    ``patience`` stops after that many epochs without a better validation accuracy. ``mixed_precision``: ``"auto"`` is
-    bf16 (or fp16) on a CUDA GPU and float32 elsewhere; or Accelerate's ``"no"``, ``"fp16"``, ``"bf16"``.
+    (times ``decay`` per epoch) or ``constant``. ``optimizer`` is ``adam``, ``adamw`` or ``sgd``. ``backbone_lr`` gives
+    the backbone's layers a rate of their own, usually lower than the head's ``lr``. ``mix`` trains on pairs of images,
+    torchvision's ``mixup`` (Zhang et al., 2018, arXiv:1710.09412) or ``cutmix`` (Yun et al., 2019, arXiv:1905.04899),
+    or ``mixup-or-cutmix``, one drawn per batch. ``ema`` validates and keeps an exponential moving average of the
+    weights, such as 0.99 (torch's ``AveragedModel``; Polyak & Juditsky, 1992), instead of the last ones. ``patience``
+    stops after that many epochs without a better validation accuracy. ``mixed_precision``: ``"auto"`` is bf16 (or fp16)
+    on a CUDA GPU and float32 elsewhere; or Accelerate's ``"no"``, ``"fp16"``, ``"bf16"``.
     """
 
     # Their order is part of a checkpoint's identity.

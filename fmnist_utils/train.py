@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.transforms.v2 import CutMix, MixUp
+from torchvision.transforms.v2 import CutMix, MixUp, RandomChoice
 from tqdm import tqdm
 
 from fmnist_utils.cache import CachedFeatures, Inputs, as_input
@@ -36,7 +36,8 @@ def fit(
     val: Inputs,
     *,
     checkpoint: str | Path | None = None,
-    compile: bool = False,
+    compile: bool | str = False,
+    choose: bool = True,
     progress: bool = True,
     on_epoch: Callable[[dict], object] | None = None,
     **settings,
@@ -46,9 +47,9 @@ def fit(
     ``train`` and ``val`` are both images (:class:`~fmnist_utils.data.FashionMNIST`) or both
     :class:`~fmnist_utils.cache.CachedFeatures` of this model, whose layers behind the freeze border run alone.
     ``settings`` are those of :class:`Settings`: ``epochs``, ``batch_size``, ``lr`` and so on. To a GPU the data move
-    once, if they take less than half of its free memory. ``compile`` passes the model through ``torch.compile``, which
-    pays in long trainings only (``compile_seconds`` in the history says what it took); where no compiler works, a
-    warning says so, and the training is the same without it.
+    once, if they take less than half of its free memory. ``compile`` passes the model through ``torch.compile`` (a
+    string is its ``mode``), which pays in long trainings only (``compile_seconds`` in the history says what it took);
+    where no compiler works, a warning says so, and the training is the same without it.
 
     Started by ``torchrun`` or ``accelerate launch`` in several processes, each computes its part of every batch (of
     ``batch_size`` images in all); gradients, BatchNorm's statistics and metrics are those of the whole. The result is
@@ -58,7 +59,7 @@ def fit(
     ends, on a CPU, with the same weights; a finished one leaves :func:`~fmnist_utils.checkpoints.save_model`'s two
     files, which the same call, repeated, loads: in a new process, and in the same one with the model that it has
     trained. ``on_epoch`` is called after each epoch with its row; what it raises ends the training and reaches the
-    caller, such as Optuna's ``TrialPruned``.
+    caller, such as Optuna's ``TrialPruned``. ``choose=False`` keeps the weights of the last epoch, not of the best one.
 
     Returns one row per epoch: ``lr`` (of the head, at its end), ``train_loss``, ``train_accuracy`` (means over the
     samples while training, so with dropout, augmentation and mixing), ``val_loss``, ``val_accuracy`` (eval mode) and
@@ -70,11 +71,11 @@ def fit(
     """
     s = Settings(**settings)
     train, val = as_images(train), as_images(val)
-    compile = compile and can_compile()
+    compile = compile and can_compile() and compile
     if s.mix and isinstance(train, CachedFeatures):
         raise ValueError(f"mix={s.mix!r} mixes images, which cached features are not: pass the images to fit().")
     part = trainable_part(model, train, val).to(memory_format=torch.channels_last)
-    saved = Checkpoint(checkpoint, asdict(s), model, (train, val))
+    saved = Checkpoint(checkpoint, asdict(s) | ({} if choose else {"choose": False}), model, (train, val))
     if rows := saved.finished():
         return pd.DataFrame(rows).set_index("epoch")
 
@@ -90,7 +91,7 @@ def fit(
                 if _is_over(rows, s.patience):
                     break
                 row = _epoch(run, epoch)
-                if row["val_accuracy"] >= max((earlier["val_accuracy"] for earlier in rows), default=0):
+                if not choose or row["val_accuracy"] >= max((earlier["val_accuracy"] for earlier in rows), default=0):
                     best = run.weights()
                 rows.append(row if compile_seconds is None else row | {"compile_seconds": compile_seconds})
                 compile_seconds = compile_seconds and 0.0
@@ -173,10 +174,11 @@ def train_one_epoch(
 ) -> tuple[float, float]:
     """One pass over ``loader`` with a step per batch; returns (mean loss, accuracy), both over samples.
 
-    With ``mix`` an image counts as recognised when the class with the larger share is predicted. ``after_step`` is
-    called after each step, for a moving average of the weights.
+    With ``mix``, or labels that are probabilities [B, 10], an image counts as recognised when the class with the
+    largest share is predicted. ``after_step`` is called after each step, for a moving average of the weights.
     """
-    mixer = {"mixup": MixUp, "cutmix": CutMix}[mix](num_classes=len(CLASSES)) if mix else None
+    kinds = {"mixup": (MixUp,), "cutmix": (CutMix,), "mixup-or-cutmix": (MixUp, CutMix)}
+    mixer = RandomChoice([kind(num_classes=len(CLASSES)) for kind in kinds[mix]]) if mix else None
     model.train()
     loss_sum, correct, count = 0.0, 0, 0
     for (inputs, labels), weight in zip(loader, batch_weights(loader), strict=True):
@@ -184,7 +186,8 @@ def train_one_epoch(
         targets = labels
         if mixer:
             mixed, targets = mixer(inputs[:, None].float(), labels)
-            inputs, labels = mixed[:, 0].round().to(torch.uint8), targets.argmax(1)
+            inputs = mixed[:, 0].round().to(torch.uint8)
+        labels = targets.argmax(1) if targets.ndim > 1 else labels
         logits = model(as_input(inputs))
         loss = loss_function(logits, targets)
         optimizer.zero_grad()

@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy import ndimage
 
-from fmnist_utils import ROOT
+from fmnist_utils import ROOT, data
+from fmnist_utils.results import load_predictions
 
 SCRIPTS = [
     ("start_up", []),
@@ -38,6 +40,9 @@ SCRIPTS = [
     ("app_load", []),
     ("out_of_distribution", []),
     ("photographs", []),
+    ("ingredients", []),
+    ("mean_of_models", []),
+    ("views_when_testing", []),
 ]
 
 
@@ -114,6 +119,47 @@ def test_benchmark_runs_and_its_file_is_complete(name, arguments, tmp_path):
     if picture is not None:
         assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20  # not an empty page
     globals().get(f"check_{name}", lambda _: None)(found)
+
+
+def check_ingredients(found: dict) -> None:
+    rows = pd.DataFrame(found["variants"]).set_index("variant")
+    shutil.rmtree(ROOT / "runs" / "benchmarks" / "ingredients-smoke")
+    np.testing.assert_allclose(rows.val_accuracy, [np.mean(seeds) for seeds in rows.by_seed], atol=1e-4)
+    single = rows.drop(index="together")
+    assert single.added.tolist() == [[], *([name] for name in single.index[1:])]
+    mixing = single.val_accuracy[["mixup", "cutmix", "mixup-or-cutmix"]]
+    others = single.index.drop(["plain", *mixing.index])
+    better = {name for name in (mixing.idxmax(), *others) if rows.val_accuracy[name] > rows.val_accuracy["plain"]}
+    assert set(rows.added["together"]) == better
+    assert found["chosen"] == rows.added[rows.val_accuracy.idxmax()]
+
+
+def check_mean_of_models(found: dict) -> None:
+    labels = data.train_val_split(data.load("train"))[1].labels.numpy()
+    recorded = {row["model"]: load_predictions(row["model"], "val") for row in found["models"]}
+
+    def accuracy(names) -> float:
+        return (np.mean([recorded[name] for name in names], 0).argmax(1) == labels).mean()
+
+    singles = {name: accuracy([name]) for name in recorded}
+    assert all(row["val_accuracy"] == pytest.approx(singles[row["model"]], abs=1e-4) for row in found["models"])
+    assert singles[found["chosen"][0]] == max(singles.values())
+    reached = [accuracy(found["chosen"][:count]) for count in range(1, len(found["chosen"]) + 1)]
+    assert reached == sorted(set(reached)) and found["val_accuracy"] == pytest.approx(reached[-1], abs=1e-4)
+    assert all(accuracy([*found["chosen"], name]) <= reached[-1] for name in recorded)
+    low, high = found["test"]["interval"]
+    assert low < found["test"]["accuracy"] < high
+    gain = (found["mcnemar_only_a"] - found["mcnemar_only_b"]) / found["test_images"]
+    assert 100 * gain == pytest.approx(found["ours"] - found["reference"], abs=0.011)
+
+
+def check_views_when_testing(found: dict) -> None:
+    for model in found["models"]:
+        rows = pd.DataFrame(model["validation"]).set_index("way")
+        assert rows.views.tolist() == [1, 2, 5, 10]
+        assert model["chosen"] == rows.accuracy.idxmax()  # the first of equals has the fewest views
+        gain = (rows.mcnemar_only_a - rows.mcnemar_only_b) / found["val_images"]
+        np.testing.assert_allclose(rows.accuracy - rows.accuracy["as it is"], gain, atol=1e-4)
 
 
 def check_prefix_engine(found: dict) -> None:
@@ -238,6 +284,19 @@ def check_out_of_distribution(found: dict) -> None:
     assert low < means[0] - means[1] < high
     # Pixels in random order are no garment for any model.
     assert found["auroc"]["small-cnn"]["shuffled garments"]["Mahalanobis distance"] > 0.9
+
+
+def test_a_view_is_the_image_moved_and_black_comes_in(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from views_when_testing import moved
+
+    images = data.load("test").images[:3]
+    for down, right in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)):
+        for mirrored in (False, True):
+            expected = np.stack(
+                [ndimage.shift(np.fliplr(i) if mirrored else i, (down, right), order=0) for i in images]
+            )
+            np.testing.assert_array_equal(moved(images, mirrored, (down, right)).numpy(), expected)
 
 
 def test_record_is_for_the_files_that_the_project_keeps(monkeypatch):

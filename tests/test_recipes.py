@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -57,7 +58,10 @@ def test_every_recipe_can_be_built_and_trained_on_paper(name):
 def test_recorded_runs_are_runs_of_their_recipes(path, monkeypatch):
     run = json.loads(path.read_text(encoding="utf-8"))
     monkeypatch.setenv("FMNIST_PROFILE", run["profile"])
-    recipe = recipes.RECIPES[run["recipe"].removesuffix("-random-weights")]
+    name, *changes = re.split("-(with(?:out)?)-", re.sub("-(random-weights|distilled)$", "", run["recipe"]))
+    recipe = recipes.RECIPES[name]
+    for kind, change in zip(changes[::2], changes[1::2], strict=True):
+        recipe = {"with": recipes.add, "without": recipes.leave_out}[kind](recipe, change)
     settings = {key: recipes.of_profile(value) for key, value in recipe["model"].items()}
     with torch.device("meta"):
         model = build_model(**settings | {"weights": None})
@@ -151,6 +155,83 @@ def test_what_was_left_out_is_named_in_every_file(run):
     _, mirrored, others = run("tiny-cnn")
     assert result["history"][0]["train_loss"] == mirrored["history"][0]["train_loss"]
     assert not np.allclose(predictions["test"], others["test"])
+
+
+@pytest.mark.parametrize("addition", recipes.ADDITIONS)
+def test_an_addition_changes_what_it_says_and_nothing_else(addition, monkeypatch):
+    monkeypatch.setenv("FMNIST_PROFILE", "full")
+    plain = recipes.RECIPES["wide-resnet-16-4"]
+    before, after = copy.deepcopy(plain), recipes.add(plain, addition)
+    assert plain == before
+    expected = {
+        "mixup": {"mix": "mixup"},
+        "cutmix": {"mix": "cutmix"},
+        "mixup-or-cutmix": {"mix": "mixup-or-cutmix"},
+        "longer": {"epochs": 160},
+        "more-decay": {"weight_decay": 1e-3},
+        "larger-batch": {"batch_size": 500, "lr": 0.4},
+        "all-images": {"choose": False},
+    }[addition]
+    (phase,), (old,) = after["phases"], plain["phases"]
+    found = {key: recipes.of_profile(value) for key, value in phase.items()}
+    assert found == {key: recipes.of_profile(value) for key, value in old.items()} | expected
+    assert after["model"] == plain["model"] and after["mirror"] == plain["mirror"]
+    assert recipes.of_profile(after["images"]) == (60_000 if addition == "all-images" else 55_000)
+    assert after.get("validation", True) == (addition != "all-images")
+    phase = found | {"epochs": 1}
+    for key in ("trainable", "compile", "choose"):
+        phase.pop(key, None)
+    Settings(**phase)  # refuses unknown names and values
+
+
+def test_what_was_added_is_named_and_trained_with(run):
+    name, result, _ = run("tiny-cnn", added=("mixup", "more-decay"))
+    assert name == "tiny-cnn-with-mixup-with-more-decay-smoke.json" and result["recipe"] == name[: -len("-smoke.json")]
+    assert result["command"].endswith("recipes tiny-cnn --with mixup more-decay")
+    assert result["history"] != run("tiny-cnn", added=("mixup",))[1]["history"]
+
+
+def test_a_run_on_all_images_holds_nothing_out_and_keeps_the_last_step(run, monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "tiny-cnn", TINY_CNN | {"images": 300})
+    monkeypatch.setattr(runner, "load_predictions", None)
+    kept, real = [], runner.fit_phases
+
+    def watched(model, train, val, phases, **settings):
+        ends = []
+        watching = [phase | {"on_epoch": lambda _: ends.append(copy.deepcopy(model.state_dict()))} for phase in phases]
+        history = real(model, train, val, watching, **settings)
+        kept.append((train, phases, all(torch.equal(ends[-1][k], v) for k, v in model.state_dict().items())))
+        return history
+
+    monkeypatch.setattr(runner, "fit_phases", watched)
+    path = recipes.run("tiny-cnn", added=("all-images",), verbose=False)
+    result = json.loads(path.read_text(encoding="utf-8"))
+    ((train, (phase,), last),) = kept
+    assert len(train) == result["train_images"] == 64 and phase["choose"] is False and last
+    assert "none" in result["validation"] and "val_accuracy" not in result["metrics"]
+    assert not any("val" in key for key in result["history"][0])
+    with np.load(path.parent / "predictions" / f"{path.stem}.npz") as arrays:
+        assert arrays.files == ["test"]
+
+
+def test_a_student_learns_its_teachers_mean(run, monkeypatch):
+    for seed in (0, 1):
+        monkeypatch.setitem(recipes.RECIPES, f"teacher-{seed}", TINY_CNN)
+        run(f"teacher-{seed}", seeds=(seed,), predict_train=True)
+    names = ["teacher-0-smoke", "teacher-1-smoke"]
+    taught, real = [], runner.fit_phases
+    monkeypatch.setattr(
+        runner, "fit_phases", lambda model, train, *a, **k: taught.append(train) or real(model, train, *a, **k)
+    )
+    name, result, _ = run("tiny-cnn", teachers=names)
+    assert name == "tiny-cnn-distilled-smoke.json" and result["teachers"] == names
+    assert result["command"].endswith("--teachers teacher-0-smoke teacher-1-smoke")
+    arrays = [np.load(run.folder / "results" / "predictions" / f"{one}.npz")["train"] for one in names]
+    expected = np.mean([np.exp(one.astype(np.float64)) for one in arrays], 0)
+    np.testing.assert_allclose(taught[0].labels.numpy(), expected, atol=2e-3)  # logarithms in float16
+    assert 0 <= result["metrics"]["train_accuracy"] <= 1
+    with pytest.raises(ValueError, match="teacher-0-smoke learned from other images than these 64"):
+        run("tiny-cnn", teachers=names[:1], added=("all-images",))
 
 
 def test_settings_of_a_phase_follow_the_profile(run, monkeypatch):

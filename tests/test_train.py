@@ -1,5 +1,6 @@
 """`fmnist_utils.train` against scikit-learn, closed formulas and itself, interrupted."""
 
+import copy
 import math
 import types
 
@@ -531,7 +532,7 @@ class Recorder(nn.Module):
         return self.logits * 1.0
 
 
-@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
 @pytest.mark.parametrize("share", [0.2, 0.9])
 def test_mixed_labels_follow_the_mixed_pixels(monkeypatch, mix, share):
     monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self, *shape: torch.tensor(share))
@@ -575,6 +576,55 @@ def test_mixed_labels_follow_the_mixed_pixels(monkeypatch, mix, share):
         expected[row, labels[partner][row]] += 1 - own_share[row]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert accuracy == float((model.logits.argmax(1) == larger).float().mean())
+
+
+def test_either_way_of_mixing_is_drawn_about_as_often(monkeypatch):
+    drawn = []
+    for name in ("MixUp", "CutMix"):
+        kind = getattr(train, name)
+        monkeypatch.setattr(kind, "forward", lambda self, *pair, name=name: drawn.append(name) or pair)
+    images, labels = torch.zeros(200, 28, 28, dtype=torch.uint8), torch.arange(200) % 10
+    model = Recorder(torch.tensor([0]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    accelerator = types.SimpleNamespace(device=torch.device("cpu"), backward=lambda loss: loss.backward())
+    batches = list(zip(images.split(1), labels.split(1), strict=True))
+    schedule = make_schedule(optimizer, "constant", 1, 1, 1.0)
+    torch.manual_seed(0)
+    loss = nn.functional.cross_entropy
+    train.train_one_epoch(model, batches, optimizer, schedule, loss, accelerator, mix="mixup-or-cutmix")
+    # Of 200 fair draws fewer than 70 of one kind come up once in 50,000 times, and the seed is fixed.
+    assert len(drawn) == 200 and min(drawn.count("MixUp"), drawn.count("CutMix")) > 70
+
+
+def test_labels_may_be_probabilities(small_vgg, tiny, tiny_val):
+    soft = copy.copy(tiny)
+    soft.labels = torch.nn.functional.one_hot(tiny.labels, 10).float()
+    models, histories = [small_vgg(), small_vgg()], []
+    for model, data in zip(models, (tiny, soft), strict=True):
+        histories.append(quick_fit(model, data, tiny_val, epochs=2))
+    # All of the probability on one class is what a label says.
+    pd.testing.assert_frame_equal(*(h.drop(columns="seconds") for h in histories), rtol=1e-4)
+    soft.labels = torch.full((len(tiny), 10), 0.1)
+    even = small_vgg()
+    quick_fit(even, soft, tiny_val, epochs=2)
+    assert probabilities_of(even, tiny_val).max() < probabilities_of(models[0], tiny_val).max()
+
+
+def test_the_last_epoch_can_be_kept_instead_of_the_best(small_vgg, tiny, tiny_val, monkeypatch, tmp_path):
+    answers = iter([(0.5, 0.9), (0.6, 0.2), (0.7, 0.1)] * 2)
+    monkeypatch.setattr(train, "validate", lambda *_: next(answers))
+    states = {}
+    for choose in (True, False):
+        model, after = small_vgg(), []
+        note = lambda _, model=model, after=after: after.append(state_of(model))  # noqa: E731
+        name = tmp_path / f"run-{choose}"
+        quick_fit(model, tiny, tiny_val, epochs=3, choose=choose, on_epoch=note, checkpoint=name)
+        states[choose] = after
+        for key, value in model.state_dict().items():
+            torch.testing.assert_close(value, after[0 if choose else 2][key], rtol=0, atol=0)
+    assert not all(torch.equal(states[True][0][key], states[True][2][key]) for key in states[True][0])
+    with pytest.raises(ValueError, match="another run"):
+        quick_fit(small_vgg(), tiny, tiny_val, epochs=3, choose=True, checkpoint=tmp_path / "run-False")
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -692,6 +742,13 @@ def test_precision_can_differ_from_one_training_to_the_next(small_vgg, tiny, tin
 
 def test_progress_bar_leaves_no_widget_in_saved_notebooks():
     assert train.tqdm.__module__ == "tqdm.std"
+
+
+@pytest.mark.parametrize(("compile", "mode"), [(True, "default"), ("reduce-overhead", "reduce-overhead")])
+def test_a_mode_of_compiling_reaches_the_compiler(compile, mode):
+    with train.accelerator(nn.Linear(2, 2), "no", compile) as accelerate:
+        assert accelerate.state.dynamo_plugin.backend.value.lower() == "inductor"
+        assert accelerate.state.dynamo_plugin.mode == mode
 
 
 @pytest.mark.skipif(find_compiler() is None, reason="torch.compile needs a C++ compiler")

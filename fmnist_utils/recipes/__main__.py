@@ -5,7 +5,7 @@ import os
 
 from fmnist_utils import ROOT
 from fmnist_utils.recipes.runner import run
-from fmnist_utils.recipes.table import INGREDIENTS, RECIPES
+from fmnist_utils.recipes.table import ADDITIONS, INGREDIENTS, RECIPES
 from fmnist_utils.scale.processes import is_first
 from fmnist_utils.sources.files import shown
 
@@ -15,7 +15,16 @@ def main() -> None:
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run each; means and deviations are kept")
     parser.add_argument("--random-weights", action="store_true", help="the same recipe without pretrained weights")
+    parser.add_argument(
+        "--with", nargs="*", default=[], choices=ADDITIONS, dest="added", help="add these to the recipe"
+    )
     parser.add_argument("--without", nargs="+", default=[], choices=INGREDIENTS, help="leave these out of the recipe")
+    parser.add_argument(
+        "--teachers", nargs="+", default=[], metavar="RUN", help="learn from the means of these runs' predictions"
+    )
+    parser.add_argument(
+        "--predict-train", action="store_true", help="keep the predictions for training images, as --teachers needs"
+    )
     parser.add_argument("--save", action="store_true", help="put the first seed's model into data/models")
     parser.add_argument(
         "--cache", nargs="?", const=ROOT / "data" / "cache", help="folder for the features (data/cache)"

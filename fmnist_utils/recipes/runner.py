@@ -1,5 +1,6 @@
 """One recipe from its images to its result file."""
 
+import copy
 import functools
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from fmnist_utils import ROOT, check_name, pick, profile
 from fmnist_utils.cache import CachedFeatures, cache_features
@@ -15,8 +17,8 @@ from fmnist_utils.checkpoints import save_model
 from fmnist_utils.data import FashionMNIST, load, train_val_split
 from fmnist_utils.evaluate import measure, predict
 from fmnist_utils.models import Classifier, build_model, set_trainable
-from fmnist_utils.recipes.table import IMAGES, RECIPES, leave_out, of_profile
-from fmnist_utils.results import check_writable, default_folder, save_result
+from fmnist_utils.recipes.table import IMAGES, RECIPES, add, leave_out, of_profile
+from fmnist_utils.results import check_writable, default_folder, load_predictions, save_result
 from fmnist_utils.results.machine import per_second
 from fmnist_utils.scale.processes import from_first, is_first, rank_and_count
 from fmnist_utils.sources.files import expanded
@@ -39,7 +41,10 @@ def run(
     *,
     seeds: Sequence[int] = (0,),
     random_weights: bool = False,
+    added: Sequence[str] = (),
     without: Sequence[str] = (),
+    teachers: Sequence[str] = (),
+    predict_train: bool = False,
     cache: str | Path | None = None,
     checkpoint: str | Path | None = None,
     save: bool = False,
@@ -50,28 +55,34 @@ def run(
 
     With several seeds, ``metrics`` are means (and ``*_sd`` sample standard deviations), ``seconds`` are means per
     seed, and history and predictions are those of the first. ``random_weights`` trains the same recipe without
-    pretrained weights and says so in its name, as does ``without``, a list of ``INGREDIENTS``.
+    pretrained weights and says so in its name, as do ``added``, a list of ``ADDITIONS``, and ``without``, one of
+    ``INGREDIENTS``. ``teachers`` are runs whose predictions for the training images were kept by ``predict_train``, in
+    the same folder: their mean takes the place of the labels (Hinton et al., 2015, arXiv:1503.02531).
     ``cache`` is a folder for the features of frozen layers (in memory without it), ``checkpoint`` one from which an
     interrupted run goes on. ``save`` puts the first seed's model into ``data/models/``. ``results`` is the folder for
     the result, that of ``fmnist_utils.results.default_folder`` unless given. Under ``torchrun`` or
     ``accelerate launch`` the processes share the work.
 
-    Raises ``ValueError`` for an unknown name or an ingredient that the recipe does not have and, before training,
-    ``OSError`` where one of the folders cannot be written to. Used in notebooks/03_vgg16_transfer_learning.ipynb and
-    notebooks/04_resnet50_fine_tuning.ipynb.
+    Raises ``ValueError`` for an unknown name, an ingredient that the recipe does not have or teachers of other images
+    and, before training, ``OSError`` where one of the folders cannot be written to. Used in
+    notebooks/03_vgg16_transfer_learning.ipynb and notebooks/04_resnet50_fine_tuning.ipynb.
     """
     check_name("recipe", name, tuple(RECIPES))
-    recipe = functools.reduce(leave_out, without, RECIPES[name])
+    recipe = functools.reduce(leave_out, without, functools.reduce(add, added, RECIPES[name]))
     folder = expanded(results) if results else default_folder()
     written = (folder, cache, checkpoint, save and ROOT / "data" / "models")
     from_first(lambda: [check_writable(expanded(place)) for place in written if place])
-    title, splits = "-without-".join([name, *without]) + "-random-weights" * random_weights, _splits(recipe)
+    title, splits = "-without-".join(["-with-".join([name, *added]), *without]), _splits(recipe)
+    title += "-distilled" * bool(teachers) + "-random-weights" * random_weights
+    soft = _soft_labels(teachers, folder, len(splits["train"])) if teachers else None
     model_settings = {k: of_profile(v) for k, v in recipe["model"].items()}
     if random_weights:
         model_settings |= {"weights": None}
     command = f"FMNIST_PROFILE={profile()} python -m fmnist_utils.recipes {name}"
     command += " --random-weights" * random_weights
-    command += f" --without {' '.join(without)}" * bool(without)
+    for option, values in (("with", added), ("without", without), ("teachers", teachers)):
+        command += f" --{option} {' '.join(values)}" * bool(values)
+    command += " --predict-train" * predict_train
     command += f" --seeds {' '.join(map(str, seeds))}" * (tuple(seeds) != (0,))
 
     runs, inputs = [], None
@@ -82,7 +93,10 @@ def run(
         progress = expanded(checkpoint) / f"{title}-{profile()}-seed{seed}" if checkpoint else None
         # Features that an earlier seed or run computed count as if it were this one.
         began -= earlier
-        runs.append(_train_and_test(model, recipe, splits, inputs, progress, seed, prefix_pass, began, verbose))
+        trained = _train_and_test(model, recipe, splits, inputs, soft, progress, seed, prefix_pass, began, verbose)
+        if not predict_train:
+            del trained.predictions["train"]
+        runs.append(trained)
         if verbose and is_first():
             accuracy, total = runs[-1].metrics["test_accuracy"], runs[-1].seconds["total"]
             print(f"seed {seed}: test accuracy {accuracy:.2%} in {total:.0f} s")
@@ -93,26 +107,45 @@ def run(
     engine = inputs["train"].report.engine if isinstance(inputs["train"], CachedFeatures) else "no cache"
     facts = {"folder": folder, "seeds": seeds, "engine": engine, "processes": rank_and_count()[1], "command": command}
     facts |= {"views": recipe.get("views", 1), "mirror": _mirrors(recipe)}
+    if teachers:
+        facts["teachers"] = [*teachers]
+    if "val" not in splits:
+        facts["validation"] = "none: every training image was trained on; the weights are those after the last step"
     return _write(title, runs, splits, facts)
 
 
 def _splits(recipe: dict) -> dict[str, FashionMNIST]:
-    train, val = train_val_split(load("train"))
-    return {
-        "train": train.subset(of_profile(recipe.get("images", IMAGES))),
-        "val": val.subset(pick(smoke=200, cpu=len(val), full=len(val))),
-        "test": load("test").subset(pick(smoke=200, cpu=10_000, full=10_000)),
-    }
+    whole, test = load("train"), load("test").subset(pick(smoke=200, cpu=10_000, full=10_000))
+    count, (train, val) = of_profile(recipe.get("images", IMAGES)), train_val_split(whole)
+    if not recipe.get("validation", True):
+        return {"train": whole.subset(count), "test": test}
+    val = val.subset(pick(smoke=200, cpu=len(val), full=len(val)))
+    return {"train": train.subset(count), "val": val, "test": test}
 
 
-def _train_and_test(model, recipe, splits, inputs, progress_files, seed, prefix_pass, began, verbose) -> _Trained:
+def _soft_labels(teachers: Sequence[str], folder: Path, count: int) -> torch.Tensor:
+    """Mean probabilities, float32 [N, 10], of runs in ``folder`` for the N training images."""
+    predictions = [load_predictions(name, "train", folder) for name in teachers]
+    if others := [name for name, found in zip(teachers, predictions, strict=True) if len(found) != count]:
+        raise ValueError(f"{', '.join(others)} learned from other images than these {count:,}: take other teachers.")
+    return torch.from_numpy(np.mean(predictions, 0))
+
+
+def _train_and_test(model, recipe, splits, inputs, soft, progress_files, seed, prefix_pass, began, verbose) -> _Trained:
     phases = [{k: of_profile(v) for k, v in phase.items()} for phase in recipe["phases"]]
-    history = fit_phases(
-        model, inputs["train"], inputs["val"], phases, checkpoint=progress_files, seed=seed, progress=verbose
-    )
+    train, held_out = copy.copy(inputs["train"]), "val" in inputs
+    if soft is not None:
+        train.labels = soft
+    # fit() wants images to validate on. Where none are held out, a few that it learns from stand in: nothing is chosen
+    # by them, and what they gave is not kept.
+    few = train if inputs is not splits else splits["train"].subset(min(500, len(splits["train"])))
+    val = inputs["val"] if held_out else few
+    history = fit_phases(model, train, val, phases, checkpoint=progress_files, seed=seed, progress=verbose and held_out)
+    history = history if held_out else history.drop(columns=["val_loss", "val_accuracy"])
     labels = {split: data.labels for split, data in splits.items()}
     mirror, evaluating = recipe.get("mirror", False), time.perf_counter()
-    metrics, predictions = measure(model, {split: inputs[split] for split in ("test", "val")}, labels, mirror)
+    tested = {split: data for split, data in inputs.items() if split != "train"}
+    metrics, predictions = measure(model, tested, labels, mirror)
     done = time.perf_counter()
     seconds = {
         "prefix_pass": prefix_pass,
@@ -121,7 +154,8 @@ def _train_and_test(model, recipe, splits, inputs, progress_files, seed, prefix_
         "evaluation": done - evaluating,
         "total": done - began,
     }
-    metrics |= measure(model, {"train": inputs["train"]}, labels, mirror)[0]
+    on_train, predicted = measure(model, {"train": inputs["train"]}, labels, mirror)
+    metrics, predictions = metrics | on_train, predictions | predicted
     return _Trained(model, history, metrics, seconds, predictions)
 
 

@@ -189,6 +189,29 @@ RECIPES = {
 #: What can be left out of a recipe, to see what it contributes; ``mirror`` is the mirror image when testing.
 INGREDIENTS = ("flip", "shift", "erasing", "label_smoothing", "ema", "mirror")
 
+#: What can be added, one at a time or together: settings for the last phase. Epochs, weight decay, batch and rate are
+#: those of the wide residual networks (the rate grows with the batch; Goyal et al., 2017, arXiv:1706.02677).
+ADDITIONS = {
+    "mixup": {"mix": "mixup"},
+    "cutmix": {"mix": "cutmix"},
+    "mixup-or-cutmix": {"mix": "mixup-or-cutmix"},
+    "longer": {"epochs": ByProfile(2, 4, 160)},
+    "more-decay": {"weight_decay": 1e-3},
+    "larger-batch": {"batch_size": ByProfile(64, 100, 500), "lr": ByProfile(0.1, 0.1, 0.4)},
+    # Every training image, as published numbers have it: nothing is held out, so no epoch can be chosen.
+    "all-images": {"choose": False},
+}
+
+
+def add(recipe: dict, addition: str) -> dict:
+    """``recipe`` with one of ``ADDITIONS``."""
+    check_name("addition", addition, tuple(ADDITIONS))
+    *earlier, last = recipe["phases"]
+    if addition == "all-images":
+        earlier = [phase | ADDITIONS[addition] for phase in earlier]
+        recipe = recipe | {"images": ByProfile(64, 2_000, 60_000), "validation": False}
+    return recipe | {"phases": [*earlier, last | ADDITIONS[addition]]}
+
 
 def leave_out(recipe: dict, ingredient: str) -> dict:
     """``recipe`` less one of ``INGREDIENTS``; raises ``ValueError`` where it has none of that."""

@@ -17,7 +17,7 @@ from fmnist_utils.scale.processes import on_cpu, rank_and_count
 
 
 @contextmanager
-def accelerator(part: nn.Module, mixed_precision: str, compile: bool) -> Iterator:
+def accelerator(part: nn.Module, mixed_precision: str, compile: bool | str) -> Iterator:
     """Accelerate's for one run; at its end every layer has its own ``forward`` and Accelerate no state of this run.
 
     Or the precision of a process's first training would bind all later ones, and notebook_launcher refuse to start.
@@ -26,13 +26,13 @@ def accelerator(part: nn.Module, mixed_precision: str, compile: bool) -> Iterato
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, TorchDynamoPlugin
 
-    alone = rank_and_count()[1] == 1
+    alone, mode = rank_and_count()[1] == 1, compile if isinstance(compile, str) else None
     AcceleratorState._reset_state(reset_partial_state=alone)
     try:
         yield Accelerator(
             mixed_precision=choose_precision(mixed_precision),
             cpu=on_cpu(),
-            dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=False) if compile else None,
+            dynamo_plugin=TorchDynamoPlugin("inductor", mode, dynamic=False) if compile else None,
             # Buffers agree without it, and processes may have different numbers of validation batches.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
