@@ -66,7 +66,7 @@ def measured(label: str, seeds: tuple[int, ...]) -> dict:
     model = build_model(**MODELS[label])
     table, total = summary(model), summary(model).loc["total"]
     inputs = {k: cache_features(model, v, verbose=False) for k, v in images.items()} if frozen else images
-    accuracies, wrong = [], []
+    accuracies, wrong, began = [], [], time.process_time()
     for seed in seeds:
         model = build_model(**MODELS[label], seed=seed)
         training = {} if frozen else FROM_SCRATCH
@@ -82,6 +82,7 @@ def measured(label: str, seeds: tuple[int, ...]) -> dict:
         "features": table.output.iloc[-3],
         "million_parameters": total.parameters / 1e6,
         "gflop_per_image": total.MFLOPs / 1e3,
+        "core_seconds_per_training": (time.process_time() - began) / len(seeds),
         "val_accuracy": float(np.mean(accuracies)),
         "val_accuracy_sd": float(np.std(accuracies, ddof=1)),
         "wrong": wrong,
