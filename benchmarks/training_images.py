@@ -92,10 +92,13 @@ def inputs_of(way: str) -> dict:
 
 
 def recorded() -> dict[tuple, dict]:
-    """The trainings of the recorded file, by way, number of images and seed."""
+    """The trainings of the recorded file, by way, number of images and seed, each with where and when it was made."""
     file = ROOT / "results" / "benchmarks" / f"training_images-{profile()}.json"
-    rows = json.loads(file.read_text(encoding="utf-8"))["trainings"] if file.is_file() else []
-    return {(row["way"], row["images"], row["seed"]): row for row in rows}
+    if not file.is_file():
+        return {}
+    old = json.loads(file.read_text(encoding="utf-8"))
+    made = "{date}, {hardware[cpu]}, cores: {hardware[cores]}, torch {versions[torch]}".format(**old)
+    return {(row["way"], row["images"], row["seed"]): {"made": made} | row for row in old["trainings"]}
 
 
 def points(way: str, known: dict[tuple, dict]) -> list[dict]:

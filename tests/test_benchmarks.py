@@ -33,6 +33,7 @@ SCRIPTS = [
     ("speed_run", []),
     ("training_images", []),
     ("backbones", []),
+    ("backbones", ["--scratch"]),
     ("unfreezing", []),
     ("which_layer", []),
     ("search_rate", []),
@@ -92,9 +93,9 @@ def run(name: str, arguments: list[str], folder: Path) -> tuple[dict, np.ndarray
     file = ROOT / place
     figure = file.parents[1] / "figures" / f"{file.stem}.png"
     try:
-        assert file.name == f"{name}{'_large' if arguments else ''}-smoke.json"
-        assert figure.is_file() == (name in DRAWN)
-        picture = np.asarray(Image.open(figure).convert("RGB")) if name in DRAWN else None
+        assert file.name == f"{name}{''.join(arguments).replace('--', '_')}-smoke.json"
+        assert figure.is_file() == (name in DRAWN and not arguments)
+        picture = np.asarray(Image.open(figure).convert("RGB")) if figure.is_file() else None
         return json.loads(file.read_text(encoding="utf-8")), picture
     finally:
         file.unlink()
@@ -213,6 +214,11 @@ def check_backbones(found: dict) -> None:
     from torchvision.models import vgg16
 
     rows = pd.DataFrame(found["networks"]).set_index("network")
+    if "WRN-16-4 from scratch" in rows.index:  # --scratch
+        # Zagoruyko and Komodakis (2016, table 4) count 2.7 million.
+        assert len(rows) == 2 and (rows.weights == "none").all()
+        assert rows.million_parameters["WRN-16-4 from scratch"] == pytest.approx(2.7, abs=0.05)
+        return
     assert (rows.weights == "none").equals(rows.index.to_series() == "small CNN from scratch")
     assert ("SqueezeNet 1.1" in rows.index) != bool(found["left_out"])
     convolutions = sum(p.numel() for p in vgg16().features[:17].parameters())

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from fmnist_utils.evaluate import accuracy_interval
 from fmnist_utils.models import Classifier, leaves, set_trainable, summary
-from fmnist_utils.plots.style import COLORS, heading
+from fmnist_utils.plots.style import COLORS, heading, percent_ticks
 
 #: What happens to a layer while the model is trained, and its colour.
 STATES = {
@@ -165,7 +165,7 @@ def ladders(groups: Mapping[str, Sequence[dict]], images: int, training: bool = 
         axis.set_xticks(place, names, fontsize=10)
         axis.set(xlim=(-0.4, len(rungs) - 0.2), title=title)
         axis.grid(axis="x", visible=False)
-        axis.yaxis.set_major_formatter("{x:.0%}")
+        percent_ticks(axis.yaxis)
     axes[0, 0].set_ylabel(f"accuracy ({images:,} validation images)" if training else
                           f"validation accuracy, {images:,} images")  # fmt: skip
     if training:
@@ -188,9 +188,11 @@ def drift(accuracies: Mapping[int, float], title: str = "") -> Figure:
     axis.plot(batches, values, "o-", color=COLORS["val"], lw=2)
     axis.axhline(values[0], ls="--", color=COLORS["muted"], zorder=0)
     for x, value in zip(batches, values, strict=True):
-        axis.annotate(f"{value:.1%}", (x, value), (5, 7), textcoords="offset points", fontsize=10)
+        place = (5, 7) if x != 1 else (-12, -17)  # two points so near would have their numbers over each other
+        axis.annotate(f"{value:.1%}", (x, value), place, textcoords="offset points", fontsize=10)
+    axis.set_xticks(batches)
     axis.set(xlabel="batches that went through in training mode, no step taken", ylabel="validation accuracy")
     axis.margins(x=0.08, y=0.2)
-    axis.yaxis.set_major_formatter("{x:.0%}")
+    percent_ticks(axis.yaxis)
     heading(figure, title)
     return figure
