@@ -13,6 +13,7 @@ from fmnist_utils import plots
 from fmnist_utils.models import build_model
 from fmnist_utils.plots import curves
 from fmnist_utils.plots.fine_tuning import STATES
+from fmnist_utils.plots.style import percent_ticks
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +112,24 @@ def test_pictures_keep_their_values_and_names():
     assert all((axis.images[0].get_array() == image).all() for axis, image in zip(figure.axes, images, strict=True))
 
 
+def test_long_names_of_rows_do_not_run_into_each_other():
+    names = ["noise, sd 48 grey levels", "4 pixels to the right", "white background"]
+    figure = plots.picture_rows({name: np.zeros((2, 28, 28)) for name in names}, size=1.0)
+    figure.draw_without_rendering()
+    boxes = [axis.yaxis.label.get_window_extent() for axis in figure.axes[::2]]
+    assert all(upper.y0 > lower.y1 for upper, lower in zip(boxes, boxes[1:], strict=False))
+    assert all(box.x1 <= axis.get_window_extent().x0 for box, axis in zip(boxes, figure.axes[::2], strict=True))
+
+
+def test_ticks_in_percent_have_the_digits_that_they_need():
+    figure, axis = plt.subplots()
+    axis.set_ylim(0.8, 0.9)
+    percent_ticks(axis.yaxis)
+    assert [label.get_text() for label in axis.get_yticklabels()][:3] == ["80%", "82%", "84%"]
+    axis.set_ylim(0.93, 0.94)
+    assert "93.2%" in [label.get_text() for label in axis.get_yticklabels()]
+
+
 def test_shares_draws_each_interval_from_low_to_high():
     found = pd.DataFrame({"share": [0.9, 0.2], "low": [0.8, 0.1], "high": [0.95, 0.4]}, index=["right", "wrong"])
     axis = plots.shares(found, "title", "accuracy", marked=["right"]).axes[0]
@@ -153,7 +172,7 @@ def test_latencies_draws_the_range_of_the_rounds():
     axis = axis.axes[0]
     assert [line.get_xdata().tolist() for line in axis.lines if len(line.get_xdata()) == 2] == [[8, 9.5], [1.5, 4.0]]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["slow, int8", "R, int8"]
-    assert axis.texts[1].get_text().strip() == "2 ms, 93.24% right"
+    assert axis.texts[1].get_text().strip() == "2.00 ms, 93.24% right"
 
 
 def test_auroc_marks_the_mean_of_the_models_and_what_chose():

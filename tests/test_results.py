@@ -213,6 +213,10 @@ def test_times_of_notebooks_are_shown_in_minutes(project):
     assert times_table(project / "results").splitlines()[2:] == ["| 03 vgg16 | 1.5 | 2.9 GB |"]
     text = with_tables("<!-- times:start -->\n<!-- times:end -->", project / "results")
     assert text.splitlines()[3] == "| 03 vgg16 | 1.5 | 2.9 GB |"
+    times = {name: {"seconds": 45, "peak_memory_mb": memory} for name, memory in (("01_a", 900), ("02_b", 1210))}
+    smoke = json.dumps({"name": "notebook_times", "profile": "smoke", "notebooks": times})
+    path.with_name("notebook_times-smoke.json").write_text(smoke)
+    assert times_table(project / "results").splitlines()[3:] == ["| all 2 with `--profile smoke` | 1.5 | 1.2 GB |"]
 
 
 def test_readme_without_markers_stays_as_it_is(project):

@@ -66,7 +66,9 @@ def block_shapes(networks: Mapping[str, pd.DataFrame]) -> Figure:
         axis.bar(range(len(maps)), np.log2(sides) + 0.5, width=0.72, color=COLORS[color])
         for x, (side, output) in enumerate(zip(sides, maps, strict=True)):
             if len(maps) < 10 or x in (0, len(maps) - 1) or side != sides[x - 1]:
-                axis.text(x, np.log2(side) + 0.75, output, ha="center", fontsize=9.5)
+                end = x == len(maps) - 1
+                align, shift = ("center", 0) if len(maps) < 10 else ("right", 0.36) if end else ("left", -0.36)
+                axis.text(x + shift, np.log2(side) + 0.75, output, ha=align, fontsize=9.5)
         size = 10.5 if len(maps) < 10 else 8.5
         axis.set_xticks(range(len(maps)), [block.replace("features", "f") for block in maps.index], fontsize=size)
         axis.set(yticks=[], ylim=(0, 7.6), title=name)
@@ -84,7 +86,7 @@ def grid_and_random(points: Mapping[str, np.ndarray]) -> Figure:
             axis.axvline(rate, 0, 0.06, color=COLORS["accent"], lw=2)
         count = len(set(plan[:, 0].round(9)))
         axis.set(title=f"{name}: {count} learning rates in {len(plan)} trials", xscale="log", yscale="log")
-        axis.set(xlabel="learning rate", xlim=(1e-4, 1e-2), ylim=(4e-5, 0.2))
+        axis.set(xlabel="learning rate", xlim=(8e-5, 1.25e-2), ylim=(4e-5, 0.2))
     axes[0].set_ylabel("weight decay")
     return figure
 

@@ -86,7 +86,7 @@ def rounding(weights: np.ndarray, errors: Mapping[str, np.ndarray]) -> Figure:
     axes[0].set(title=f"The quietest filter (no. {quiet})", xlabel="weight", ylabel="error after rounding")
     axes[1].set(title=f"All {len(channels)} filters", xlabel="largest weight of the filter", ylim=(0, None))
     axes[1].set_ylabel("error relative to the weights")
-    axes[1].yaxis.set_major_formatter("{x:.1%}")
+    axes[1].yaxis.set_major_formatter("{x:.0%}")
     axes[1].legend(frameon=False)
     return figure
 
@@ -106,7 +106,7 @@ def latencies(rows: pd.DataFrame) -> Figure:
             color = COLORS["accent" if one.precision == "int8" else "train"]
             axis.plot([a, b], [place, place], color=color, lw=3, alpha=0.5, solid_capstyle="round")
             axis.plot(one.latency_ms, place, "o", ms=7, color=color)
-            text = f"   {one.latency_ms:.3g} ms, {one.accuracy:.2%} right"
+            text = f"   {one.latency_ms:#.3g} ms, {one.accuracy:.2%} right"
             axis.text(b, place, text, va="center", fontsize=9.5)
         axis.set_yticks(range(len(own)), names)
         axis.set(xlim=(0, 1.35 * high.max()), ylim=(-0.6, len(own) - 0.4), title=name)

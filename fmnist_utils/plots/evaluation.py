@@ -94,9 +94,9 @@ def heat_rows(
         for axis, image, heat in zip(line, images, maps, strict=True):
             picture(axis, image)
             shown = axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.75, interpolation="nearest")
-        line[0].set_ylabel(name, fontsize=11)
+        line[0].set_ylabel("\n".join(name.rsplit(" ", 1)), fontsize=11)
     bar = figure.colorbar(shown, ax=list(axes[1:].flat), pad=0.01, fraction=0.02, aspect=16, ticks=[0, 0.5, 1])
-    bar.set_label("evidence, of the map's largest")
+    bar.set_label("evidence (1: the map's largest)", fontsize=10)
     heading(figure, title)
     return figure
 

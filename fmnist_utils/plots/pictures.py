@@ -58,16 +58,20 @@ def picture_rows(
 ) -> Figure:
     """A row of grey images for each entry, its name on the left, the names in ``columns`` over the first row.
 
+    A name that is too long to stand upright beside its row lies.
+
     Brightness runs over ``limits`` everywhere; None gives each image its own, from its smallest value to its largest.
     """
     count = max(len(images) for images in rows.values())
     lines = max((text.count("\n") + 1 for text in columns), default=0)
-    figsize = (count * size + 0.5, len(rows) * size + 0.18 * lines + 0.3)
+    letters = max(len(line) for name in rows for line in name.split("\n"))
+    lying = {"rotation": "horizontal", "ha": "right", "va": "center"} if letters > 13 * size else {}
+    figsize = (count * size + (0.08 * letters if lying else 0.5), len(rows) * size + 0.18 * lines + 0.3)
     figure, axes = plt.subplots(len(rows), count, figsize=figsize, squeeze=False)
     for row, (line, (name, images)) in enumerate(zip(axes, rows.items(), strict=True)):
         for number, axis in enumerate(line):
             above = columns[number] if row == 0 and number < len(columns) else ""
             picture(axis, images[number], limits, above)
-        line[0].set_ylabel(name, fontsize=10)
+        line[0].set_ylabel(name, fontsize=10, **lying)
     heading(figure, title)
     return figure

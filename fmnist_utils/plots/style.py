@@ -10,7 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 #: Colour-blind-safe colours for the course's recurring roles (Okabe & Ito, 2008).
 COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73", "accent": "#D55E00", "muted": "#8A8F98"}
@@ -69,9 +69,9 @@ def show(figure: Figure, alt: str) -> Shown:
 
 
 def percent_ticks(axis: Axis, every: float | None = None) -> None:
-    """Ticks of an x or y axis that are what they say, in percent; in whole ones where they stand ``every`` so much."""
+    """Ticks of an x or y axis that are what they say, in percent, with no more digits than they need."""
     axis.set_major_locator(MultipleLocator(every) if every else MaxNLocator(7, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(PercentFormatter(1, decimals=0 if every else None))
+    axis.set_major_formatter(lambda share, _: f"{100 * share:.4g}%")
 
 
 def heading(figure: Figure, title: str) -> None:

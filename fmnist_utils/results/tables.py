@@ -54,13 +54,25 @@ def benchmarks_table(folder: Path = ROOT / "results", page: Path | None = None) 
 
 
 def times_table(folder: Path = ROOT / "results") -> str:
-    """Minutes and memory of each notebook in Markdown, as ``notebooks/run_all.py --record`` measured them on a CPU."""
+    """Minutes and memory of each notebook in Markdown, as ``notebooks/run_all.py`` measured them on a CPU.
+
+    The last row is all of them in the smoke profile, the check of a machine.
+    """
     lines = ["| notebook | minutes | most memory |", "|---|---:|---:|"]
-    path = folder / "benchmarks" / "notebook_times-cpu.json"
-    if path.is_file():
-        for name, needed in read_record(path, needed=("notebooks",))["notebooks"].items():
-            minutes, gigabytes = needed["seconds"] / 60, needed["peak_memory_mb"] / 1000
-            lines.append(f"| {name.replace('_', ' ')} | {minutes:.1f} | {gigabytes:.1f} GB |")
+
+    def line(name: str, needed: list[dict]) -> str:
+        minutes = sum(one["seconds"] for one in needed) / 60
+        gigabytes = max(one["peak_memory_mb"] for one in needed) / 1000
+        return f"| {name} | {minutes:.1f} | {gigabytes:.1f} GB |"
+
+    for profile in ("cpu", "smoke"):
+        path = folder / "benchmarks" / f"notebook_times-{profile}.json"
+        if path.is_file():
+            times = read_record(path, needed=("notebooks",))["notebooks"]
+            if profile == "cpu":
+                lines += [line(name.replace("_", " "), [needed]) for name, needed in times.items()]
+            else:
+                lines.append(line(f"all {len(times)} with `--profile smoke`", list(times.values())))
     return "\n".join(lines)
 
 

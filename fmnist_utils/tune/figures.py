@@ -41,7 +41,7 @@ def plot_study(study: optuna.Study) -> Figure:
     best = np.maximum.accumulate([t.value if t.state == TrialState.COMPLETE else 0 for t in trials])
     axis.step([t.number for t in trials], np.where(best > 0, best, np.nan), where="post", color=COLORS["accent"], lw=2)
     far = sum(t.value < low for t in trials)
-    aside = f"; {far} on the lower edge lie below {low:.0%}" if far else ""
+    aside = f"; on the lower edge: {far} below {low:.0%}" if far else ""
     axis.set(title=f"Trial by trial (line: best so far{aside})", xlabel="trial", ylim=(low, high))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     percent_ticks(axis.yaxis)
