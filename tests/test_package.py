@@ -130,7 +130,7 @@ def test_nothing_imports_the_app():
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """A wheel of the package, built without a network."""
-    pytest.importorskip("setuptools", reason="building a wheel without a network needs setuptools in this environment")
+    pytest.importorskip("setuptools", "70.1", reason="building a wheel without a network needs setuptools 70.1")
     project = tmp_path_factory.mktemp("wheel") / "project"
     project.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
