@@ -79,7 +79,7 @@ def run(name: str, arguments: list[str], folder: Path) -> tuple[dict, np.ndarray
     kept = ROOT / "data" / "cache" / f"{name}-smoke"
     shutil.rmtree(kept, ignore_errors=True)  # finished trainings would be read instead of repeated
     context = get_context("forkserver" if sys.platform == "linux" else "spawn")
-    context.set_forkserver_preload(["torchvision", "fmnist_utils.recipes", "fmnist_utils.plots", "fmnist_utils.export"])
+    context.set_forkserver_preload(["torchvision", "fmnist_utils.recipes", "fmnist_utils.plots"])
     command = [str(ROOT / "benchmarks" / f"{name}.py"), *arguments]
     process = context.Process(target=as_a_script, args=(command, folder / "log"))
     process.start()
