@@ -998,6 +998,20 @@ def test_nothing_keeps_anybody_out(page, axe, state):
         assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
+def test_forced_colours_keep_what_is_told_by_a_fill(page):
+    page.emulate_media(forced_colors="active")
+    page.locator(".thumb").first.click()
+    cards(page, 1)
+    style = "([selector, what]) => getComputedStyle(document.querySelector(selector))[what]"
+    behind, fill = (page.evaluate(style, [part, "backgroundColor"]) for part in (".track", ".track span"))
+    assert behind != fill
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_selector("#answer:not(.seen)")
+    for part in ("#answer", ".track"):
+        assert page.evaluate(style, [part, "borderTopStyle"]) == "solid", part
+    assert page.evaluate(style, ["#model .dash-options-list-option:has(input:checked)", "outlineStyle"]) == "solid"
+
+
 def test_axe_finds_what_is_wrong(page, axe):
     page.evaluate("document.querySelector('.thumb img').alt = ''; document.querySelector('.thumb').title = ''")
     page.evaluate(axe)

@@ -70,13 +70,17 @@ def percent(probability: float) -> str:
     return "over 99%" if probability > 0.99 else f"{probability:.0%}"
 
 
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
 def _matrix(counts: np.ndarray) -> html.Table:
     head = html.Tr([html.Td(), *(html.Th(html.Span(name), scope="col") for name in CLASSES)])
     rows = []
     for true, (name, row) in enumerate(zip(CLASSES, counts, strict=True)):
         cells = []
         for said, count in enumerate(row):
-            text = f"{count} images: {name}, called {CLASSES[said]}"
+            text = f"{_images(count)}: {name}, called {CLASSES[said]}"
             button = html.Button(
                 str(count), type="button", title=text, **{"aria-label": text, "data-cell": f"{true},{said}"}
             )
@@ -108,7 +112,7 @@ def _reliability_plot(bins: pd.DataFrame) -> html.Div:
     points = []
     for found, size in zip(bins.itertuples(), sizes, strict=True):
         place = {"left": f"{found.confidence:.2%}", "bottom": f"{found.accuracy:.2%}", "--size": f"{size:.0f}px"}
-        text = f"{found.images:,} images: {found.confidence:.1%} sure, {found.accuracy:.1%} right"
+        text = f"{_images(found.images)}: {found.confidence:.1%} sure, {found.accuracy:.1%} right"
         points.append(html.Span(className="point", title=text, style=place))
     names = [
         html.Span("how often it is right", className="axis y"),
@@ -138,7 +142,7 @@ def cell_images(cell: list | None, model: str):
     chosen = chosen[np.argsort(-probabilities[chosen, said])]
     few = f", the {MAX_IN_CELL} it was surest of" if len(chosen) > MAX_IN_CELL else ""
     return [
-        html.H3(f"{CLASSES[true]}, called {CLASSES[said]}: {len(chosen):,} images{few}"),
+        html.H3(f"{CLASSES[true]}, called {CLASSES[said]}: {_images(len(chosen))}{few}"),
         html.P("Below each, how sure it was. Click one to look closer.", className="hint"),
         html.Div([image_button(i, f"{probabilities[i, said]:.0%}") for i in chosen[:MAX_IN_CELL]], className="thumbs"),
     ]
