@@ -43,6 +43,7 @@ SCRIPTS = [
     ("photographs", []),
     ("ingredients", []),
     ("mean_of_models", []),
+    ("int8_accuracy", []),
     ("views_when_testing", []),
 ]
 
@@ -133,6 +134,17 @@ def check_ingredients(found: dict) -> None:
     better = {name for name in (mixing.idxmax(), *others) if rows.val_accuracy[name] > rows.val_accuracy["plain"]}
     assert set(rows.added["together"]) == better
     assert found["chosen"] == rows.added[rows.val_accuracy.idxmax()]
+
+
+def check_int8_accuracy(found: dict) -> None:
+    rows = pd.DataFrame(found["ways"]).set_index("way")
+    assert len(rows) == 5 and rows.calibration_images["float32"] == 0
+    np.testing.assert_allclose(rows.val_accuracy, [np.mean(seeds) for seeds in rows.by_seed], rtol=1e-3)
+    gain = 100 * (rows.val_accuracy - rows.val_accuracy["float32"]).drop("float32")
+    np.testing.assert_allclose(rows.difference_points.drop("float32"), gain, atol=0.01)
+    spent = rows.preparation_seconds + rows.pass_seconds + rows.training_seconds
+    np.testing.assert_allclose(rows.total_seconds, spent, rtol=1e-3)
+    np.testing.assert_allclose(rows.times_the_usual_loop * spent, found["usual_loop_seconds"], rtol=1e-3)
 
 
 def check_mean_of_models(found: dict) -> None:

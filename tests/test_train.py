@@ -744,6 +744,14 @@ def test_progress_bar_leaves_no_widget_in_saved_notebooks():
     assert train.tqdm.__module__ == "tqdm.std"
 
 
+@pytest.mark.parametrize("shift", [4, 0.1])
+def test_the_compiler_sees_augmentation_and_network_as_one(shift):
+    augment = Augment(flip=0.5, shift=shift, erasing=0.5)
+    model = build_model("small_cnn", weights=None, augment=augment).train()
+    found = torch._dynamo.explain(model)(torch.zeros(4, 28, 28, dtype=torch.uint8))
+    assert (found.graph_count, found.graph_break_count) == (1, 0)
+
+
 @pytest.mark.parametrize(("compile", "mode"), [(True, "default"), ("reduce-overhead", "reduce-overhead")])
 def test_a_mode_of_compiling_reaches_the_compiler(compile, mode):
     with train.accelerator(nn.Linear(2, 2), "no", compile) as accelerate:

@@ -99,10 +99,13 @@ class OpenVINOEngine:
         return self.layers(self.preprocess(images))
 
 
-def openvino_frozen(layers: nn.Module, image_size: int, calibration: list[Tensor] = ()) -> Callable[[Tensor], Tensor]:
+def openvino_frozen(
+    layers: nn.Module, image_size: int, calibration: list[Tensor] = (), **quantising
+) -> Callable[[Tensor], Tensor]:
     """``layers`` run by OpenVINO on the CPU for float32 [B, 3, S, S]; in int8 with ``calibration`` batches of such.
 
-    Raises ``ImportError`` with what to install where OpenVINO or, for int8, NNCF is missing.
+    ``quantising`` holds arguments of ``nncf.quantize``, which benchmarks/int8_accuracy.py compares. Raises
+    ``ImportError`` with what to install where OpenVINO or, for int8, NNCF is missing.
     """
     try:
         import openvino
@@ -118,7 +121,7 @@ def openvino_frozen(layers: nn.Module, image_size: int, calibration: list[Tensor
         nncf.set_log_level(logging.ERROR)
         data = nncf.Dataset([batch.numpy() for batch in calibration])
         with redirect_stdout(io.StringIO()):  # progress bars
-            network = nncf.quantize(network, data, subset_size=len(calibration))
+            network = nncf.quantize(network, data, subset_size=len(calibration), **quantising)
     threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = openvino.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"} | threads)
     return lambda x: torch.from_numpy(compiled(x.numpy())[0])
