@@ -5,7 +5,8 @@ from common import options, record
 
 from fmnist_utils import ROOT
 from fmnist_utils.data import load, train_val_split
-from fmnist_utils.evaluate import accuracy_interval, load_predictions, mcnemar, score
+from fmnist_utils.evaluate import accuracy_interval, mcnemar, score
+from fmnist_utils.results import load_predictions
 
 
 def recorded(split: str) -> dict[str, np.ndarray]:

@@ -245,7 +245,7 @@ def test_one_failure_does_not_press_the_other_trials_together():
     failed = {"state": "PRUNED", "val_accuracy": 0.16, "epochs": 3, **BEST}
     history = tune.plot_study(tune.as_study([*rows, failed])).axes[0]
     low, high = history.get_ylim()
-    assert high - low < 0.06 and "1 on the lower edge" in history.get_title(loc="left")
+    assert high - low < 0.06 and "on the lower edge: 1 below" in history.get_title(loc="left")
     assert min(y for c in history.collections for _, y in c.get_offsets()) == pytest.approx(low)
 
 
