@@ -1,6 +1,7 @@
 """Which ingredients help a wide residual network from scratch? One at a time, decided on validation images."""
 
 import functools
+from pathlib import Path
 from statistics import mean, stdev
 
 from common import options, record, splits, timed
@@ -20,10 +21,13 @@ MIXING = ("mixup", "cutmix", "mixup-or-cutmix")
 VARIANTS = ("plain", *SINGLE, "together")
 
 
+def file_of(variant: str, seed: int) -> Path:
+    return default_folder() / "benchmarks" / f"ingredients-{profile()}" / f"{variant}-seed{seed}.json"
+
+
 def rows_of(variant: str) -> list[dict]:
     """The finished trainings of a variant, the mean of whose accuracy is to be compared."""
-    folder = default_folder() / "benchmarks" / f"ingredients-{profile()}"
-    files = [folder / f"{variant}-seed{seed}.json" for seed in SEEDS]
+    files = [file_of(variant, seed) for seed in SEEDS]
     return [read_record(file, needed=("added", "val_accuracy")) for file in files if file.is_file()]
 
 
@@ -47,14 +51,13 @@ def learn(variant: str) -> None:
     count = of_profile(recipe.get("images", IMAGES))
     images = splits(train=count, val=min(5_000, count))
     phases = [{key: of_profile(value) for key, value in phase.items()} for phase in recipe["phases"]]
-    for seed in SEEDS[len(rows_of(variant)) :]:
+    for seed in (seed for seed in SEEDS if not file_of(variant, seed).is_file()):
         model = build_model(**{key: of_profile(value) for key, value in recipe["model"].items()}, seed=seed)
         history, seconds = timed(lambda: fit_phases(model, *images.values(), phases, seed=seed, progress=False))  # noqa: B023
         found = score(predict(model, images["val"], mirror=recipe["mirror"]), images["val"].labels)
         row = {"variant": variant, "added": added, "seed": seed, "val_accuracy": round(found["accuracy"], 5)}
         row |= {"train_images": count, "epochs": len(history), "seconds": round(seconds, 1)} | where_and_when()
-        folder = default_folder() / "benchmarks" / f"ingredients-{profile()}"
-        print("wrote", write_record(folder / f"{variant}-seed{seed}.json", row).name, row["val_accuracy"], flush=True)
+        print("wrote", write_record(file_of(variant, seed), row).name, row["val_accuracy"], flush=True)
 
 
 def main() -> None:

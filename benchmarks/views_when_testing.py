@@ -12,7 +12,7 @@ from fmnist_utils import ROOT, pick
 from fmnist_utils.checkpoints import load_model
 from fmnist_utils.evaluate import accuracy_interval, mcnemar, predict
 
-#: On a CPU the wide residual network alone takes a quarter of an hour.
+#: The wide residual network's views are too many for a CPU.
 MODELS = pick(smoke=("small-cnn",), cpu=("small-cnn",), full=("wide-resnet-16-4", "small-cnn"))
 VAL, TEST = pick(smoke=(100, 100), cpu=(5_000, 10_000), full=(5_000, 10_000))
 #: Rows down and columns to the right.
