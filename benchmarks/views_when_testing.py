@@ -12,8 +12,8 @@ from fmnist_utils import ROOT, pick
 from fmnist_utils.checkpoints import load_model
 from fmnist_utils.evaluate import accuracy_interval, mcnemar, predict
 
-#: The wide residual network's views are too many for a CPU.
-MODELS = pick(smoke=("small-cnn",), cpu=("small-cnn",), full=("wide-resnet-16-4", "small-cnn"))
+BOTH = ("wide-resnet-16-4", "small-cnn")
+MODELS = pick(smoke=("small-cnn",), cpu=BOTH, full=BOTH)
 VAL, TEST = pick(smoke=(100, 100), cpu=(5_000, 10_000), full=(5_000, 10_000))
 #: Rows down and columns to the right.
 SHIFTS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
