@@ -146,6 +146,34 @@ def sand(random: Random, shape: tuple[int, int]) -> np.ndarray:
     return np.array([215, 195, 160]) * random.uniform(0.85, 1.1) * (1 + 0.04 * np.sin(y)[..., None] + grains)
 
 
+def cork(random: Random, shape: tuple[int, int]) -> np.ndarray:
+    """Brown grains, some of them dark."""
+    grains = _smooth(random, shape, 2)
+    return np.array([200, 160, 115]) * random.uniform(0.85, 1.15) * (1 + 0.05 * grains - 0.25 * (grains > 1.8))
+
+
+def terrazzo(random: Random, shape: tuple[int, int]) -> np.ndarray:
+    """Chips of stone in several colours."""
+    picture = np.ones((*shape, 3)) * _colour(random, 205, 240)
+    for _ in range(3):
+        chips = _smooth(random, shape, random.uniform(3, 6)) > 1.7
+        picture = np.where(chips, random.integers(90, 220, 3), picture)
+    return picture
+
+
+def jute(random: Random, shape: tuple[int, int]) -> np.ndarray:
+    """Woven from thick yarn."""
+    y, x = (np.mgrid[0 : shape[0], 0 : shape[1]] + 0.8 * _smooth(random, shape, 6)[..., 0]) / random.uniform(2, 4)
+    return np.array([205, 180, 140]) * random.uniform(0.85, 1.1) * (1 + 0.08 * np.sin(x) * np.sin(y))[..., None]
+
+
+def cardboard(random: Random, shape: tuple[int, int]) -> np.ndarray:
+    """Corrugated, with a crease."""
+    y = np.arange(shape[0])[:, None, None] / random.uniform(1.5, 3)
+    crease = np.abs(np.arange(shape[1]) - random.uniform(0.2, 0.8) * shape[1]) < 2
+    return np.array([195, 160, 120]) * random.uniform(0.9, 1.15) * (1 + 0.03 * np.sin(y)) * (1 - 0.2 * crease)[:, None]
+
+
 # -------------------------------------------------------------------------------------------- what is in the way
 
 
@@ -208,6 +236,20 @@ def scissors(draw, random, box) -> None:
     for way in (-1, 1):
         _line(draw, [(x - 7 * way, y - 45), (x + 6 * way, y + 25)], 4, fill)
         draw.ellipse([x + 6 * way - 8, y + 22, x + 6 * way + 8, y + 42], outline=(40, 40, 45), width=4)
+
+
+def pen(draw, random, box) -> None:
+    """Across a corner of it, as left there."""
+    x, y, fill = box[0] + random.uniform(-10, 15), box[3] - random.uniform(20, 60), _colour(random, 30, 120)
+    _line(draw, [(x - 45, y + random.uniform(10, 30)), (x + 25, y - 15)], 5, fill)
+
+
+def fingertips(draw, random, box) -> None:
+    """Holding it at its lower edge, from below."""
+    skin = tuple(int(v) for v in np.array([215, 170, 145]) * random.uniform(0.55, 1.1))
+    left, foot = box[0] + random.uniform(0.3, 0.6) * (box[2] - box[0]), box[3] - 8
+    for finger in range(3):
+        draw.rounded_rectangle([left + 15 * finger, foot - 5 * (finger == 1), left + 15 * finger + 13, 2000], 6, skin)
 
 
 # ------------------------------------------------------------------------------------------------ the photographs
@@ -278,3 +320,8 @@ def lamp(random: Random, shape: tuple[int, int]) -> np.ndarray:
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]] / np.array(shape).reshape(2, 1, 1)
     apart = (y - random.uniform(0.1, 0.9)) ** 2 + (x - random.uniform(0.1, 0.9)) ** 2
     return (0.78 + 0.3 * np.exp(-4 * apart))[..., None]
+
+
+def leaves(random: Random, shape: tuple[int, int]) -> np.ndarray:
+    """The shadows of leaves, with soft edges."""
+    return 0.86 + 0.14 * np.tanh(4 * _smooth(random, shape, 14))
