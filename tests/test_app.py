@@ -1138,13 +1138,13 @@ def test_network_runs_twice_for_a_picture_with_the_numbers_of_predict(name):
     finally:
         hook.remove()
     assert len(calls) == (2 if serving.cards()[name]["mirror"] else 1)
-    shares, upright, turns = detector.judge(model, images)
+    shares, _, turns = detector.judge(model, images)
     maps = grad_cam(model, images, torch.tensor([int(answer.probabilities.argmax()) for answer in found]))
     for answer, image, seen in zip(found, images, maps, strict=True):
         np.testing.assert_array_equal(answer.overlay, serving.overlay(image, seen))
     expected = predict(model, images, mirror=serving.cards()[name]["mirror"])
     np.testing.assert_allclose([answer.probabilities for answer in found], expected, atol=1e-5)
-    assert [(a.share, a.upright, a.turns) for a in found] == list(zip(shares, upright, turns, strict=True))
+    assert [(a.share, a.turns) for a in found] == list(zip(shares, turns, strict=True))
 
 
 def test_answers_at_the_same_time_are_those_of_one_after_another():

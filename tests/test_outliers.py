@@ -10,9 +10,11 @@ from sklearn.covariance import EmpiricalCovariance
 from torch import nn
 
 from fmnist_utils import ROOT
-from fmnist_utils.checkpoints import load_model
+from fmnist_utils.checkpoints import load_model, read_card
 from fmnist_utils.data import load, train_val_split
+from fmnist_utils.evaluate import predict
 from fmnist_utils.explain import outliers
+from fmnist_utils.results import load_predictions
 
 FOLDER = ROOT / "data" / "models"
 
@@ -68,6 +70,23 @@ def test_share_counts_validation_images(small_cnn, garments):
     assert found.dtype == np.float64 and found.shape == (len(val),)
     np.testing.assert_allclose(found, (distances >= distances[:, None]).mean(1), atol=0.005)
     assert found.min() == pytest.approx(1 / len(val)) and found.max() == 1
+
+
+def test_certainty_counts_validation_images_as_the_model_answers(small_cnn, garments):
+    train, val, test = garments
+    for mirror in (False, True):
+        detector = outliers.Outliers.fit(small_cnn, train, val, mirror)
+        known, asked = (predict(small_cnn, images, mirror=mirror) for images in (val.images, test[:40]))
+        below = (known.max(1)[None] <= asked.max(1)[:, None]).mean(1)
+        np.testing.assert_allclose(detector.share_less_certain(asked), below, atol=0.005)
+        assert detector.share_less_certain(np.full((1, 10), 0.1, np.float32))[0] == 0
+
+
+@pytest.mark.parametrize("name", ["small-cnn", "wide-resnet-16-4", "vgg16-block3-two-views"])
+def test_shipped_file_leaves_the_share_of_test_images_unsure_that_it_promises(name, garments):
+    card = read_card(FOLDER / name)
+    certain = outliers.load_outliers(FOLDER / name).share_less_certain(load_predictions(f"{card['recipe']}-full"))
+    assert (certain < outliers.UNSURE).mean() == pytest.approx(outliers.UNSURE, abs=0.006)
 
 
 def test_saved_and_loaded_it_says_the_same(small_cnn, garments, tmp_path):

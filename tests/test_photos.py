@@ -421,8 +421,10 @@ def test_what_is_around_a_garment_is_left_out(kind, made, garments):
     model, found = load_model(ROOT / "data" / "models" / "small-cnn"), [examine(image) for image in images]
     with torch.no_grad():
         right = model(torch.stack([one.pixels for one in found])).argmax(1) == labels
-    assert right.float().mean() >= 0.75
-    assert sum(bool(one.doubt) for one in found) <= 8
+    doubted = torch.tensor([bool(one.doubt) for one in found])
+    # The wall behind a table and a garment before both are one thing, which is said instead.
+    assert (right | doubted).float().mean() >= 0.8 and doubted.float().mean() <= 0.25
+    assert right.float().mean() >= 0.7
 
 
 @pytest.mark.parametrize(

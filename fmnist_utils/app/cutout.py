@@ -12,6 +12,11 @@ import numpy as np
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
+#: What lies fewer than so many of the ground's standard deviations away from it is ground; from twice as many, garment.
+APART = 3
+#: Standard deviations that every ground is taken to have, in levels of a colour: of all that varies, and of brightness
+#: besides, since a soft shadow changes that more than the colour.
+LEAST, LEAST_BRIGHTNESS = 2, 4
 #: Parts of the picture with less than this share of the largest one's mass are not the garment: a tag, a coin.
 LEAST_PART = 0.15
 #: What is thinner than this share of the picture's longest side is not the garment: a seam, a hanger's wire.
@@ -21,9 +26,9 @@ THIN = 1 / 32
 ALONG_FRAME, INSTEAD = 0.06, 0.2
 #: A second part of this share of the largest one's mass, beside it, is a second garment.
 SECOND = 0.35
-#: A garment covers less of the picture's frame than this, or than ``WITH_CORNERS`` if it takes two corners, as a shadow
-#: does and a picture cut tightly to its garment seldom; and more of the picture than ``SMALL``.
-AT_FRAME, WITH_CORNERS, SMALL = 0.45, 0.3, 0.005
+#: What takes more of a side of the picture is a shadow or the edge of a table, not a garment, which covers more of the
+#: picture than ``SMALL``.
+WHOLE_SIDE, SMALL = 0.9, 0.005
 _SMOOTH_FROM = 112  # pixels: smaller pictures have no detail to lose
 
 
@@ -44,16 +49,17 @@ def cut_out(image: Image.Image) -> Cut:
     """Find the garment in an RGB picture.
 
     The ground is a smooth surface (quadratic in the coordinates, per colour) through the frame of the picture, fitted
-    to ever fewer outliers, because a garment may reach the edge. What differs from it is opened, so that seams and
-    wires part from the garment, and its connected parts are kept by their mass.
+    to ever fewer outliers, because a garment may reach the edge. How far a pixel is from it counts in the ground's own
+    spread (Mahalanobis distance): folds, grain and blades of grass are lighter and darker shades of one colour, so that
+    another colour tells more there than another brightness. What differs is opened, so that seams and wires part from
+    the garment, and its connected parts are kept by their mass.
     """
     if min(image.size) >= _SMOOTH_FROM:  # noise of single pixels and JPEG's ripples do not count
         image = image.filter(ImageFilter.BoxBlur(1))
     pixels = np.asarray(image, np.float32)
-    ground, error = _ground(pixels)
-    distance = _largest(pixels - ground)
-    least = max(8, 3 * error)
-    cover = ((distance - least) / least).clip(0, 1)
+    ground, error, spread = _ground(pixels)
+    apart = (pixels - ground) @ np.linalg.cholesky(np.linalg.inv(spread)).astype(np.float32)
+    cover = (np.sqrt(np.einsum("hwc,hwc->hw", apart, apart)) / APART - 1).clip(0, 1)
     kept, parts = _parts(cover, even=3 * error <= 8)
     cover *= kept
     grey = (pixels[..., 0] + pixels[..., 1] + pixels[..., 2]) / 3  # NumPy's mean along so short an axis is slow, too
@@ -83,16 +89,20 @@ def _largest(differences: np.ndarray) -> np.ndarray:
     return np.maximum(np.maximum(red, green), blue)
 
 
-def _ground(pixels: np.ndarray) -> tuple[np.ndarray, float]:
-    """The smooth ground, float32 [H, W, 3], and how far the frame usually is from it."""
+def _ground(pixels: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+    """The smooth ground, float32 [H, W, 3], how far the frame usually is from it, and the covariance of the colours in
+    what the frame has besides, float64 [3, 3]."""
     terms, seen_terms = _terms(*pixels.shape[:2])
     seen = frame(pixels)
     error = _largest(seen - np.median(seen, axis=0))
     for count in (3, 6, 6):
         near = error <= max(12, 3 * np.median(error))
         surface = np.linalg.lstsq(seen_terms[near, :count], seen[near], rcond=None)[0]
-        error = _largest(seen - seen_terms[:, :count] @ surface)
-    return (terms @ surface).clip(0, 255), float(np.median(error))
+        rest = seen - seen_terms[:, :count] @ surface
+        error = _largest(rest)
+    spread = np.cov(rest[error <= max(12, 3 * np.median(error))].T, ddof=0)
+    spread += LEAST**2 * np.eye(3) + LEAST_BRIGHTNESS**2 / 3
+    return (terms @ surface).clip(0, 255), float(np.median(error)), spread
 
 
 @functools.lru_cache(8)
@@ -132,10 +142,7 @@ def _doubt(inside: np.ndarray, parts: list) -> str:
     """Why this is no single garment, or nothing."""
     if inside.mean() < SMALL:
         return "nothing stands out from the ground"
-    height, width = (max(1, round(0.06 * side)) for side in inside.shape)
-    corners = (inside[rows, columns].mean() > 0.6 for rows in (slice(height), slice(-height, None))
-               for columns in (slice(width), slice(-width, None)))  # fmt: skip
-    if frame(inside).mean() > (WITH_CORNERS if sum(corners) >= 2 else AT_FRAME):
+    if max(side.mean() for side in (inside[0], inside[-1], inside[:, 0], inside[:, -1])) > WHOLE_SIDE:
         return "what stands out reaches far along the edge"
     (mass, first), others = parts[0], parts[1:]
     for other, second in others:

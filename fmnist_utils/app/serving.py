@@ -33,8 +33,6 @@ from fmnist_utils.results import load_predictions
 from fmnist_utils.sources.files import file_sha256, shown
 
 MODELS = ROOT / "data" / "models"
-#: An answer with less probability than this is marked as one not to rely on.
-UNSURE = 0.4
 _loading = threading.Lock()
 # All work on pixels: more threads than cores would only be in each other's way, and each keeps memory that it once had.
 _workers = ThreadPoolExecutor(os.cpu_count() or 1, "pixels")
@@ -54,15 +52,16 @@ class Picture:
 @dataclass
 class Answer:
     """For one picture: ``probabilities`` float32 [10], the Grad-CAM ``overlay`` (None where the network has no feature
-    map), ``share``, the part of the validation images that look at least as unusual to the network; ``upright``, the
-    part of them that look turned at least as much; and ``turns``, how many quarter turns to the left would make a usual
-    picture of it, 0 where none clearly would."""
+    map), ``share``, the part of the validation images that look at least as unusual to the network; ``turns``, how many
+    quarter turns to the left would make a usual picture of it, 0 where none clearly would; and ``certain``, the part of
+    the validation images of which the model is no more certain.
+    """
 
     probabilities: np.ndarray
     overlay: Image.Image | None
     share: float
-    upright: float
     turns: int
+    certain: float
 
 
 def warning(picture: Picture, answer: Answer) -> tuple[str, str] | None:
@@ -73,12 +72,12 @@ def warning(picture: Picture, answer: Answer) -> tuple[str, str] | None:
     if answer.turns:
         way = {1: "a quarter turn to the left", 2: "half a turn", 3: "a quarter turn to the right"}[answer.turns]
         return "turned?", f"After {way} it would look more usual to this model. Is it upright?"
-    if answer.share < outliers.UNUSUAL or answer.upright < outliers.TURNED:
-        what = "unusual" if answer.share < outliers.UNUSUAL else "askew"
-        few = f"fewer than 1 in {round(1 / outliers.UNUSUAL)} validation images look as {what} to this model"
+    if answer.share < outliers.UNUSUAL:
+        few = f"fewer than 1 in {round(1 / outliers.UNUSUAL)} validation images look as unusual to this model"
         return "unusual", f"This does not look like the images it learned from: {few}. Don't rely on its answer."
-    if answer.probabilities.max() < UNSURE:
-        return "very unsure", "No class got much of its trust, which is rare for a picture of one garment."
+    if answer.certain < outliers.UNSURE:
+        few = f"fewer than 1 in {round(1 / outliers.UNSURE)} validation images leave this model so unsure"
+        return "very unsure", f"No kind has a high probability: {few}. Don't rely on its answer."
     return None
 
 
@@ -174,15 +173,16 @@ def answers(name: str, images: Tensor, explain: bool = True) -> list[Answer]:
     if cards()[name]["mirror"]:
         probabilities = (probabilities + outliers.features(model, images.flip(-1))[1].softmax(1)) / 2
     probabilities = probabilities.float().numpy()
-    shares, upright, turns = detector.judge(model, images, x)
+    shares, _, turns = detector.judge(model, images, x)
+    certain = detector.share_less_certain(probabilities)
     maps = [None] * len(images)
     # A network without a feature map, such as ViT, has nothing to show either.
     with contextlib.suppress(ValueError):
         best = torch.from_numpy(probabilities.argmax(1))
         maps = grad_cam(model, images, best, activation) if explain else maps
     overlays = [None if seen is None else overlay(pixels, seen) for pixels, seen in zip(images, maps, strict=True)]
-    found = zip(probabilities, overlays, shares.tolist(), upright.tolist(), turns.tolist(), strict=True)
-    return [Answer(*each) for each in found]
+    numbers = (values.tolist() for values in (shares, turns, certain))
+    return [Answer(*each) for each in zip(probabilities, overlays, *numbers, strict=True)]
 
 
 def overlay(pixels: Tensor, seen: Tensor, scale: int = 8) -> Image.Image:

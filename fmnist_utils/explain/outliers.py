@@ -14,14 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fmnist_utils.checkpoints import load_model, saved_models
+from fmnist_utils.checkpoints import load_model, read_card, saved_models
 from fmnist_utils.data import FashionMNIST, load, replacing, train_val_split
 from fmnist_utils.explain.grad_cam import at_last_activation
 from fmnist_utils.models import Classifier
 from fmnist_utils.networks.freezing import in_eval_mode
 from fmnist_utils.sources.files import file_sha256
 
-__all__ = ["Outliers", "TRAIN", "UNUSUAL", "VAL", "features", "load_outliers", "run"]
+__all__ = ["Outliers", "TRAIN", "TURNED", "UNSURE", "UNUSUAL", "VAL", "features", "load_outliers", "run"]
 
 #: Images to estimate means and covariance on, and to calibrate on: few enough for VGG16 on a CPU.
 TRAIN, VAL = 2_000, 2_000
@@ -31,13 +31,16 @@ UNUSUAL = 0.01
 TURNED = 0.01
 #: What it then turns must look at least this usual.
 TURNED_BACK = 0.05
+#: Below this share of validation images of which the model is no more certain, the page warns.
+UNSURE = 0.015
 
 
 @dataclass
 class Outliers:
     """What :meth:`fit` estimated: class means, float32 [10, C], precision matrix, float32 [C, C], and the sorted
     distances of validation images, float32 [V]. The same for images by a quarter turn, none to three: ``turned_means``,
-    float32 [4, 10, C], ``turned_precision``, float32 [C, C], and the sorted ``margins`` of validation images.
+    float32 [4, 10, C], ``turned_precision``, float32 [C, C], and the sorted ``margins`` of validation images. And their
+    ``certainties``: the highest probability that each got, sorted, float32 [V].
     """
 
     means: Tensor
@@ -46,18 +49,25 @@ class Outliers:
     turned_means: Tensor
     turned_precision: Tensor
     margins: Tensor
+    certainties: Tensor
 
     @classmethod
-    def fit(cls, model: Classifier, train: FashionMNIST, val: FashionMNIST) -> "Outliers":
-        """From labelled training images, and validation images that neither training nor means have seen."""
+    def fit(cls, model: Classifier, train: FashionMNIST, val: FashionMNIST, mirror: bool = False) -> "Outliers":
+        """From labelled training images, and validation images that neither training nor means have seen; ``mirror`` as
+        in ``evaluate.predict``."""
         turned = [features(model, _turn(train.images, turns))[0] for turns in range(4)]
         all_means, centred = zip(*(_centred(x, train.labels) for x in turned), strict=True)
         empty = torch.empty(0)
         precisions = _precision(centred[0]), _precision(torch.cat(centred))
-        fitted = cls(all_means[0].float(), precisions[0], empty, torch.stack(all_means).float(), precisions[1], empty)
-        x, _ = features(model, val.images)
+        turned_means = torch.stack(all_means).float()
+        fitted = cls(all_means[0].float(), precisions[0], empty, turned_means, precisions[1], empty, empty)
+        x, logits = features(model, val.images)
+        probabilities = logits.softmax(1)
+        if mirror:
+            probabilities = (probabilities + features(model, val.images.flip(-1))[1].softmax(1)) / 2
         fitted.distances = fitted.distance(x).sort().values.float()
         fitted.margins = fitted.margin(x)[1].sort().values.float()
+        fitted.certainties = probabilities.amax(1).sort().values.float()
         return fitted
 
     def distance(self, x: Tensor) -> Tensor:
@@ -80,6 +90,13 @@ class Outliers:
         float64 [B] from 0 to 1, small for what does not look like the training data.
         """
         return _share(self.distances, self.distance(features(model, images)[0]))
+
+    def share_less_certain(self, probabilities: np.ndarray) -> np.ndarray:
+        """The share of validation images whose highest probability is no higher than that of each row of
+        ``probabilities``, float32 [B, 10]: float64 [B] (the baseline of Hendrycks and Gimpel, 2017, arXiv:1610.02136).
+        """
+        certainty = torch.from_numpy(probabilities.max(1))
+        return torch.searchsorted(self.certainties, certainty, right=True).double().numpy() / len(self.certainties)
 
     def judge(self, model: Classifier, images: Tensor, x: Tensor | None = None) -> tuple[np.ndarray, ...]:
         """For uint8 [B, 28, 28], each [B]: :meth:`share_further`; the share of validation images, all upright, that
@@ -179,7 +196,8 @@ def _file(path: str | Path, kind: str = "") -> Path:
 def main() -> None:
     train, val = train_val_split(load("train"))
     for path in saved_models().values():
-        fitted = Outliers.fit(load_model(path), train.subset(TRAIN), val.subset(VAL))
+        mirror = read_card(path).get("mirror", False)
+        fitted = Outliers.fit(load_model(path), train.subset(TRAIN), val.subset(VAL), mirror)
         print(f"wrote {fitted.save(path)}")
 
 
