@@ -184,7 +184,7 @@ def main() -> None:
         figure=outcomes(became(rows), f"Made-up photographs, {next(iter(tables))} (* held out)"),
         held_out=list(HELD_OUT),
         photographs_of_each_kind=COUNTS,
-        limits={"unusual": outliers.UNUSUAL, "turned": outliers.TURNED, "unsure": serving.UNSURE},
+        limits={"unusual": outliers.UNUSUAL, "turned": outliers.TURNED, "unsure": outliers.UNSURE},
         models=reports,
     )
 

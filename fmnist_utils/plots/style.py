@@ -71,7 +71,12 @@ def show(figure: Figure, alt: str) -> Shown:
 def percent_ticks(axis: Axis, every: float | None = None) -> None:
     """Ticks of an x or y axis that are what they say, in percent, with no more digits than they need."""
     axis.set_major_locator(MultipleLocator(every) if every else MaxNLocator(7, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(lambda share, _: f"{100 * share:.4g}%")
+    axis.set_major_formatter(percent)
+
+
+def percent(share: float, place: int | None = None) -> str:
+    """The label of a tick, with no more digits than it needs, and no fewer."""
+    return f"{round(100 * share, 6) + 0:.4g}%"  # a tick at zero may come as -1e-17
 
 
 def heading(figure: Figure, title: str) -> None:

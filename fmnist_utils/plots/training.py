@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fmnist_utils.plots.style import COLORS
+from fmnist_utils.plots.style import COLORS, percent
 
 
 def curves(history: pd.DataFrame, title: str = "") -> Figure:
@@ -23,7 +23,7 @@ def curves(history: pd.DataFrame, title: str = "") -> Figure:
         axis.set(xlabel="epoch", title=what.capitalize())
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("cross-entropy (nats)")
-    axes[1].yaxis.set_major_formatter("{x:.0%}")
+    axes[1].yaxis.set_major_formatter(percent)
     axes[0].legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
     figure.suptitle(title, x=0.01, ha="left")
     return figure
