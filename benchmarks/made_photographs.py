@@ -174,6 +174,36 @@ def cardboard(random: Random, shape: tuple[int, int]) -> np.ndarray:
     return np.array([195, 160, 120]) * random.uniform(0.9, 1.15) * (1 + 0.03 * np.sin(y)) * (1 - 0.2 * crease)[:, None]
 
 
+def leather(random: Random, shape: tuple[int, int]) -> np.ndarray:
+    """Grained, with a sheen."""
+    grain = np.minimum.reduce([np.abs(_smooth(random, shape, 3)) for _ in range(2)])
+    sheen = 1 + 0.06 * _smooth(random, shape, 60)
+    return np.array([165, 125, 100]) * random.uniform(0.8, 1.3) * sheen * (0.88 + 0.12 * np.tanh(4 * grain))
+
+
+def denim(random: Random, shape: tuple[int, int]) -> np.ndarray:
+    """Twill: blue and white threads, aslant."""
+    y, x = np.mgrid[0 : shape[0], 0 : shape[1]]
+    twill = (0.5 + 0.5 * np.sin((x + y) / random.uniform(1.2, 2.2)))[..., None]
+    worn = 0.06 * _smooth(random, shape, 25) + 0.05 * _smooth(random, shape, 1)
+    return (np.array([95, 120, 165]) + 60 * twill) * random.uniform(0.8, 1.1) * (1 + worn)
+
+
+def gravel(random: Random, shape: tuple[int, int]) -> np.ndarray:
+    """Stones of several greys and browns, with gaps between them."""
+    size, picture = random.uniform(3, 6), np.ones((*shape, 3)) * 110
+    for _ in range(4):
+        picture = np.where(_smooth(random, shape, size) > 0.4, _colour(random, 140, 210), picture)
+    return picture * (1 + 0.04 * _smooth(random, shape, 1))
+
+
+def knitted(random: Random, shape: tuple[int, int]) -> np.ndarray:
+    """Thick stitches in columns."""
+    y, x = np.mgrid[0 : shape[0], 0 : shape[1]] / random.uniform(3, 6)
+    stitches = np.sin(x) ** 2 + 0.5 * np.sin(y + 1.5 * np.abs(np.sin(x)))
+    return _colour(random, 170, 235) * (1 + 0.06 * stitches[..., None] + 0.03 * _smooth(random, shape, 20))
+
+
 # -------------------------------------------------------------------------------------------- what is in the way
 
 
@@ -252,6 +282,25 @@ def fingertips(draw, random, box) -> None:
         draw.rounded_rectangle([left + 15 * finger, foot - 5 * (finger == 1), left + 15 * finger + 13, 2000], 6, skin)
 
 
+def phone(draw, random, box) -> None:
+    """Beside it, with a bright screen."""
+    x, y = box[0] - random.uniform(50, 60), box[1] + random.uniform(0.1, 0.6) * (box[3] - box[1])
+    draw.rounded_rectangle([x, y, x + 34, y + 66], 6, (35, 35, 40))
+    draw.rectangle([x + 3, y + 6, x + 31, y + 60], tuple(int(v) for v in _colour(random, 150, 240)))
+
+
+def cable(draw, random, box) -> None:
+    """Lying under it and beyond."""
+    left, top, right, foot = box
+    bends = [
+        (left - 60, foot - 10),
+        (left - 20, foot + 14),
+        ((left + right) / 2, foot + 6),
+        (right + 30, foot + 18),
+    ]
+    _line(draw, [*bends, (right + 70, random.uniform(top, foot))], 3, _colour(random, 40, 110))
+
+
 # ------------------------------------------------------------------------------------------------ the photographs
 
 
@@ -325,3 +374,12 @@ def lamp(random: Random, shape: tuple[int, int]) -> np.ndarray:
 def leaves(random: Random, shape: tuple[int, int]) -> np.ndarray:
     """The shadows of leaves, with soft edges."""
     return 0.86 + 0.14 * np.tanh(4 * _smooth(random, shape, 14))
+
+
+def window(random: Random, shape: tuple[int, int]) -> np.ndarray:
+    """Light that falls through a window with a bar, aslant; soft edges."""
+    y, x = np.mgrid[0 : shape[0], 0 : shape[1]] / np.array(shape).reshape(2, 1, 1) - random.uniform(0.35, 0.65)
+    across = x + random.uniform(-0.6, 0.6) * y
+    lit = (0.3 - np.abs(across)) * 25
+    bar = (np.abs(across) - 0.02) * 50
+    return (0.85 + 0.15 * np.tanh(np.minimum(lit, bar)))[..., None]

@@ -479,5 +479,7 @@ def test_a_thin_drawing_is_no_speck_and_black_is_nothing():
 def test_quarter_turns_are_to_the_left(turns):
     found = examine(shirt(), turns=turns)
     expected = torch.rot90(examine(shirt()).pixels, turns)
-    assert (found.pixels.int() - expected.int()).abs().float().mean() < 3
+    # An odd size cannot be in the middle of 28 pixels: turned, it may be a pixel further.
+    moved = [expected.roll((down, right), (0, 1)) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    assert min((found.pixels.int() - one.int()).abs().float().mean() for one in moved) < 3
     assert any("as you asked" in text for text, _ in found.stages)

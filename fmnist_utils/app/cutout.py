@@ -17,6 +17,8 @@ APART = 3
 #: Standard deviations that every ground is taken to have, in levels of a colour: of all that varies, and of brightness
 #: besides, since a soft shadow changes that more than the colour.
 LEAST, LEAST_BRIGHTNESS = 2, 4
+#: What lies within this share of the garment's own distance from the ground is ground, too: a shadow, say.
+BESIDE = 0.25
 #: Parts of the picture with less than this share of the largest one's mass are not the garment: a tag, a coin.
 LEAST_PART = 0.15
 #: What is thinner than this share of the picture's longest side is not the garment: a seam, a hanger's wire.
@@ -52,16 +54,20 @@ def cut_out(image: Image.Image) -> Cut:
     to ever fewer outliers, because a garment may reach the edge. How far a pixel is from it counts in the ground's own
     spread (Mahalanobis distance): folds, grain and blades of grass are lighter and darker shades of one colour, so that
     another colour tells more there than another brightness. What differs is opened, so that seams and wires part from
-    the garment, and its connected parts are kept by their mass.
+    the garment, and its connected parts are kept by their mass. Where a garment is far from the ground, a second look
+    leaves out what is near to it.
     """
     if min(image.size) >= _SMOOTH_FROM:  # noise of single pixels and JPEG's ripples do not count
         image = image.filter(ImageFilter.BoxBlur(1))
     pixels = np.asarray(image, np.float32)
     ground, error, spread = _ground(pixels)
     apart = (pixels - ground) @ np.linalg.cholesky(np.linalg.inv(spread)).astype(np.float32)
-    cover = (np.sqrt(np.einsum("hwc,hwc->hw", apart, apart)) / APART - 1).clip(0, 1)
-    kept, parts = _parts(cover, even=3 * error <= 8)
-    cover *= kept
+    distance, even = np.sqrt(np.einsum("hwc,hwc->hw", apart, apart)), 3 * error <= 8
+    cover, parts = _stands_out(distance, APART, even)
+    doubt = _doubt(cover > 0.5, parts)
+    limit = BESIDE * float(np.median(distance[cover > 0.5])) if parts else 0
+    if limit > APART and (nearer := _stands_out(distance, limit, even)[0]).any():
+        cover = nearer
     grey = (pixels[..., 0] + pixels[..., 1] + pixels[..., 2]) / 3  # NumPy's mean along so short an axis is slow, too
     garment = (cover * grey).sum() / max(cover.sum(), 1)
     behind = ground.mean()
@@ -72,7 +78,7 @@ def cut_out(image: Image.Image) -> Cut:
     if inside.any():
         rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
         box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-    return Cut(cover, light, box, _doubt(inside, parts))
+    return Cut(cover, light, box, doubt)
 
 
 def frame(pixels: np.ndarray) -> np.ndarray:
@@ -113,8 +119,10 @@ def _terms(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return terms, frame(terms)
 
 
-def _parts(cover: np.ndarray, even: bool) -> tuple[np.ndarray, list]:
-    """Where the garment may be, bool [H, W], and of each part that is kept (its mass, its slices), largest first."""
+def _stands_out(distance: np.ndarray, limit: float, even: bool) -> tuple[np.ndarray, list]:
+    """Which part of each pixel is garment by its distance from the ground, float32 [H, W], 0 to 1; and of
+    each part that is kept (its mass, its slices), largest first."""
+    cover = (distance / limit - 1).clip(0, 1)
     mask = cover > 0.5
     if min(mask.shape) >= _SMOOTH_FROM:  # specks do not count: what most of the 25 pixels around are
         mask = np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.BoxBlur(2))) > 127
@@ -124,7 +132,7 @@ def _parts(cover: np.ndarray, even: bool) -> tuple[np.ndarray, list]:
         thick, thin = mask, 0
     labels, count = ndimage.label(thick, np.ones((3, 3)))
     if not count:
-        return thick, []
+        return np.zeros_like(cover), []
     masses = ndimage.sum_labels(cover, labels, np.arange(1, count + 1))
     at_frame = np.bincount(frame(labels), minlength=count + 1)[1:] / len(frame(labels))
     inner = np.where(at_frame > ALONG_FRAME, 0, masses)
@@ -135,7 +143,7 @@ def _parts(cover: np.ndarray, even: bool) -> tuple[np.ndarray, list]:
     chosen[np.array(order) + 1] = True
     kept = chosen[labels]
     kept = ndimage.binary_dilation(kept, np.ones((3, 3)), iterations=thin + 2)  # what opening took from its edges
-    return kept, [(masses[i], slices[i]) for i in order]
+    return cover * kept, [(masses[i], slices[i]) for i in order]
 
 
 def _doubt(inside: np.ndarray, parts: list) -> str:
