@@ -143,6 +143,27 @@ ODD = {
 }
 
 
+def jpeg_with(*remarks: bytes, between: bytes = b"") -> bytes:
+    """A JPEG whose camera noted a quarter turn, with more such parts, and stray bytes between them, behind it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(shirt(), "JPEG", exif=exif)
+    place = data.index(b"\xff\xdb")
+    more = (between + b"\xff\xe1" + struct.pack(">H", len(remark) + 2) + remark for remark in remarks)
+    return data[:place] + b"".join(more) + data[place:]
+
+
+@pytest.mark.parametrize("between", [b"", b"\xff", b"junk", b"\xff\0", b"\xff\xd0"])
+@pytest.mark.parametrize("cut", [0, 2])
+def test_jpeg_of_many_remarks_is_read_in_little_time(between, cut, monkeypatch):
+    opened, whole = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda file, **more: opened.append(len(file.getvalue())) or whole(file, **more))
+    plain, data = jpeg_with(), jpeg_with(*[b"Exif\0\0MM\0*\0\0\0\x08\0\0"] * 50_000, between=between)
+    found = read_image(data[: len(data) - cut])
+    assert found.getexif()[0x0112] == 6 and opened and max(opened) < len(plain) + 300
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(read_image(plain)))
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("case", ODD)
 def test_odd_remarks_make_no_sound_picture_damaged(case):
