@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 import waitress
 from dash import ClientsideFunction, Dash, Input, Output, State, set_props
+from dash.exceptions import InvalidConfig
 
 from fmnist_utils import check_name
 from fmnist_utils.app import pages, quality, serving
@@ -196,10 +197,13 @@ def main() -> None:
         app = create_app(arguments.model, arguments.max_upload, [arguments.host, *arguments.allow_host])
     except (ValueError, OSError, WeightsUnavailable) as error:
         parser.error(str(error))
+    except InvalidConfig as error:
+        parser.error(f"{error}: set DASH_URL_BASE_PATHNAME to something like /shop/, or to nothing.")
     server = _listen(app, arguments, parser)
     # "localhost" can be two addresses, and "everywhere" none that a browser opens.
     port = server.effective_port if hasattr(server, "effective_port") else server.effective_listen[0][1]
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(arguments.host, arguments.host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(arguments.host, arguments.host)
+    host = f"[{host}]" if ":" in host else host
     address = f"http://{host}:{port}{app.config.requests_pathname_prefix.rstrip('/')}"
     print(f"ready {time.perf_counter() - began:.1f} s after imports: {address} (Ctrl+C stops it)", flush=True)
     server.run()
