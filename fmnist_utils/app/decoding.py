@@ -51,9 +51,9 @@ def read_image(data: bytes, name: str = "image", max_bytes: int = MAX_BYTES) -> 
         raise BadImage(f"“{shown}” has {len(data) / 1e6:.1f} MB; {max_bytes / 1e6:g} MB is the limit. Make it smaller.")
     if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<":
         raise BadImage(f"“{shown}” is a text such as SVG or HTML, not a picture made of pixels. Send a PNG or JPEG.")
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis"):
-        kind = "AVIF" if data[8:11] == b"avi" else "HEIC"
-        raise BadImage(f"“{shown}” is a {kind} file, which this app does not read. Save or export it as JPEG first.")
+    if data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif", b"msf", b"avi"):
+        kind = "an AVIF" if b"avi" in data[8:40] else "a HEIC"
+        raise BadImage(f"“{shown}” is {kind} file, which this app does not read. Save or export it as JPEG first.")
     try:
         return _in_turn(_decode, data, shown)
     except BadImage:
