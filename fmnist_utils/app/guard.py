@@ -7,6 +7,7 @@ Explained in ``notebooks/07_deployment.ipynb``.
 import functools
 import gzip
 import ipaddress
+import logging
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ from collections.abc import Collection
 
 import flask
 from dash import Dash
+from dash.exceptions import DependencyException
 from waitress.channel import HTTPChannel
 
 #: Answers at once (the server has eight threads more, for everything else), and how many uploads of the largest size.
@@ -96,6 +98,13 @@ def protect(app: Dash, hosts: Collection[str], most: int) -> None:
         reply.headers.update(headers)
         return _small(reply)
 
+    def unknown(error: Exception):
+        # Its words hold what was sent: in short, or somebody else could fill the disk with them.
+        logging.getLogger(__name__).warning("Refused: %.200s", error)
+        return "That is no request of this page.", 404 if isinstance(error, DependencyException) else 400
+
+    for kind in (DependencyException, KeyError):
+        app.server.register_error_handler(kind, unknown)
     app.server.before_request_funcs.setdefault(None, []).insert(0, check)
     app.server.teardown_request(free)
     app.server.after_request(dress)
