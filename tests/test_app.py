@@ -532,11 +532,14 @@ def test_too_many_unfinished_bytes_wait_outside_and_the_oldest_goes_on(channel, 
     from fmnist_utils.app import guard
 
     monkeypatch.setattr(guard.Channel, "most", 2 * len(POST))
+    monkeypatch.setattr(guard, "LITTLE", 0)
     one, two, three = channel(), channel(), channel()
     one.received(POST)
     assert one.readable() and two.readable() and three.readable()
     two.received(POST)
     assert [each.readable() for each in (one, two, three)] == [True, False, False]
+    monkeypatch.setattr(guard, "LITTLE", len(POST))  # a small request need not wait
+    assert [each.readable() for each in (one, two, three)] == [True, False, True]
     one.received(b"x" * 90)
     assert two.readable() and three.readable()
 
