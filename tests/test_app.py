@@ -788,8 +788,9 @@ def test_after_an_answer_that_never_came_the_next_one_does(server, browser):
     page.close()
 
 
-def test_stale_history_does_not_break_the_page(page):
-    page.evaluate("sessionStorage.setItem('history', JSON.stringify([{old: 1}, null, {name: 'x', answer: 2}]))")
+@pytest.mark.parametrize("stale", [[{"old": 1}, None, {"name": "x", "answer": 2}], {"a": 1}, "text"])
+def test_stale_history_does_not_break_the_page(page, stale):
+    page.evaluate("stale => sessionStorage.setItem('history', JSON.stringify(stale))", stale)
     page.reload()
     page.wait_for_selector(".thumb")
     page.locator(".thumb").first.click()
@@ -805,6 +806,35 @@ def test_turn_button(page):
     page.wait_for_function("document.querySelector('#results h2')?.innerText?.startsWith('Trouser')")
     rows(page, 1)  # the same picture, so the same row
     assert not page.locator(".turns .primary").count()
+
+
+def test_turning_what_something_newer_is_about_to_replace(page):
+    upload(page, ("trousers.jpg", photo("Trouser")))
+    cards(page, 1)
+    rows(page, 1)
+    both = "[...document.querySelectorAll('.thumb, [data-turn]')].filter((b, i) => !i || b.dataset.turn == 1)"
+    page.evaluate(f"{both}.forEach(button => button.click())")
+    page.wait_for_function("document.querySelector('.stages')?.innerText?.includes('as you asked')")
+    assert rows(page, 2)[0] == "trousers.jpg"
+
+
+def test_full_history_says_so(page):
+    from fmnist_utils.app import pages
+
+    page.evaluate(f"[...document.querySelectorAll('.thumb')].slice(0, {pages.MOST_ROWS}).forEach(b => b.click())")
+    rows(page, pages.MOST_ROWS)
+    assert f"The latest {pages.MOST_ROWS} only" in page.locator("#table").inner_text()
+    page.locator(".thumb").first.click()
+    page.wait_for_function("n => document.querySelectorAll('#table tbody .name')[1].innerText == n",
+                           arg=page.locator("#table tbody .name").first.inner_text())  # fmt: skip
+    rows(page, pages.MOST_ROWS)
+
+
+def test_without_scripts_it_says_what_it_needs(server, browser):
+    page = new_page(browser, java_script_enabled=False)
+    page.goto(server[0])
+    assert "needs JavaScript" in page.locator("body").inner_text()
+    page.close()
 
 
 def test_policy_in_force_hinders_nothing(server, browser):

@@ -42,6 +42,8 @@ def create_app(model: str = "wide-resnet-16-4", max_upload: float = 10, hosts: C
     app = Dash(__name__, title="Which garment?", update_title=None, on_error=_say, suppress_callback_exceptions=True)
     # Dash's own footer holds scripts; the page has one of its own, and there may be only one.
     app.index_string = app.index_string.replace("<html>", '<html lang="en">').replace("footer>", "div>")
+    needs = "<noscript>This page needs JavaScript: please switch it on.</noscript>"
+    app.index_string = app.index_string.replace("<body>", f"<body>{needs}")
     app.layout = pages.page(model, max_upload, app.config.requests_pathname_prefix)
     # Base64 makes 4 bytes of 3; the rest of a request is names and ids, or the history.
     app.server.config["MAX_CONTENT_LENGTH"] = most = int(max_upload * 1e6 * 4 / 3) + 1_000_000
