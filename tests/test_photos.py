@@ -205,6 +205,36 @@ BAD = {
 }
 
 
+def tiff_of_tags(order: str, big: bool, number: int) -> bytes:
+    """A TIFF of 64×64 pixels with further tags, which all claim the same 4,000 bytes."""
+    tags = [(256, 4, 64), (257, 4, 64), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 16), (277, 3, 1), (278, 4, 64),
+            (279, 4, 4096)]  # fmt: skip
+    long, list_at = "Q" if big else "L", 16 + 4096
+    mark = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "H", 43 if big else 42)
+    head = mark + (struct.pack(order + "HHQ", 8, 0, list_at) if big else struct.pack(order + "L8x", list_at))
+    pads = {3: ("H", 6 if big else 2), 4: ("L", 4 if big else 0)}
+    body = [struct.pack(f"{order}HH{long}{pads[kind][0]}{pads[kind][1]}x", tag, kind, 1, value)
+            for tag, kind, value in tags]  # fmt: skip
+    body += [struct.pack(f"{order}HH{long}{long}", 40_000 + i, 7, 4_000, 16) for i in range(number)]
+    return head + b"\x80" * 4096 + struct.pack(order + ("Q" if big else "H"), len(body)) + b"".join(body) + bytes(8)
+
+
+@pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
+def test_tiff_whose_tags_claim_more_than_it_holds_is_not_opened(order, big, monkeypatch):
+    assert read_image(tiff_of_tags(order, big, 1)).size == (64, 64)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(BadImage, match="damaged or incomplete"):
+        read_image(tiff_of_tags(order, big, 1_000))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_note_of_a_camera_that_is_too_long_is_not_read(kind, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "x" * 70_000
+    monkeypatch.setattr(Image.Image, "getexif", lambda _: pytest.fail("it was read"))
+    assert read_image(encoded(shirt(), kind, exif=exif)).size == (120, 160)
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("missing", [1, 2])
 def test_jpeg_that_lacks_its_last_bytes_is_read_with_a_note(missing, progressive):

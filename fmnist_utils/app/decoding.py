@@ -6,6 +6,7 @@ Used by :mod:`fmnist_utils.app.photos`. Explained in ``notebooks/07_deployment.i
 import contextlib
 import io
 import queue
+import struct
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,6 +26,9 @@ MAX_SCANS = 100
 #: Seconds that one picture, and those before it in the queue, may take.
 SECONDS = 20
 ORIENTATION = 0x0112  # EXIF
+MAX_EXIF = 65_536
+#: Bytes of one value of a TIFF's tag, by the number of its kind.
+VALUE_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1)) | {16: 8, 17: 8, 18: 8}
 NOTE = "note"
 # A decoded picture of MAX_PIXELS takes 160 MB: never for two clients at once, and always in one thread, because the C
 # library keeps freed memory for each thread that had it.
@@ -73,6 +77,8 @@ def _too_many(shown: str) -> str:
 
 def _decode(data: bytes, shown: str) -> Image.Image:
     data = _without_remarks(data)
+    if data[:2] in (b"II", b"MM") and _claimed(data) > len(data):
+        raise OSError("tags claim more than the file holds")
     image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads no pixels yet
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(_too_many(shown))
@@ -93,13 +99,26 @@ def _decode(data: bytes, shown: str) -> Image.Image:
         image, note = _without_end(data), "its last bytes are missing, but no pixels"
     exif = Image.Exif()
     with contextlib.suppress(Exception):  # a sound picture may have a junk note about its orientation
-        exif[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+        if len(image.info.get("exif", b"")) < MAX_EXIF:
+            exif[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
     # Skipping pixels first: a smooth reduction would copy the whole picture, once more for its transparency.
     image.thumbnail((4 * SIDE, 4 * SIDE), Image.Resampling.NEAREST, reducing_gap=None)
     image = plain(image)
     image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
     image.info = {"exif": exif.tobytes()} | ({NOTE: note} if note else {})
     return image
+
+
+def _claimed(data: bytes) -> int:
+    """Bytes of all the values in a TIFF's first list of tags: Pillow before 13 copies them, however often the same."""
+    order, big = "<" if data[:2] == b"II" else ">", data[2:3] == b"+"  # as Pillow tells them apart
+    (start,) = struct.unpack_from(f"{order}{'Q' if big else 'L'}", data, 8 if big else 4)
+    (number,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, start)
+    tag = struct.Struct(f"{order}2xH{'Q8x' if big else 'L4x'}")
+    first = start + (8 if big else 2)
+    tags = data[first : first + number * tag.size]
+    found = tag.iter_unpack(tags[: len(tags) // tag.size * tag.size])
+    return sum(VALUE_BYTES.get(kind, 0) * count for kind, count in found)
 
 
 def _without_end(data: bytes) -> Image.Image:
