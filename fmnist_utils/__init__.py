@@ -62,6 +62,7 @@ def pick(*, smoke: T, cpu: T, full: T) -> T:
 def check_name(what: str, name: object, known: tuple) -> None:
     """Raise ``ValueError`` with the nearest of the ``known`` names unless ``name`` is one of them."""
     if name not in known:
+        name = name[:100] if isinstance(name, str) else name  # what a visitor of the app sends may have millions
         alike = {k: difflib.SequenceMatcher(None, str(k), str(name)).ratio() for k in known}
         nearest = sorted(known, key=lambda k: alike[k], reverse=True)  # among equally near ones, the first stays first
         hint = f" Did you mean {nearest[0]!r}?" if alike[nearest[0]] >= 0.3 else ""

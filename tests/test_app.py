@@ -259,6 +259,24 @@ def test_own_model_without_a_card_is_shown(monkeypatch, tmp_path):
         serving.cards.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("recorded", "said"),
+    [(FileNotFoundError("none"), "No test predictions"), (ValueError("a.npz cannot be used"), "a.npz cannot be used"),
+     (np.full((200, 10), 0.1, np.float32), "of 200 images only")],
+)  # fmt: skip
+def test_quality_of_a_model_without_all_test_predictions_is_a_sentence(recorded, said, monkeypatch):
+    from fmnist_utils.app import quality, serving
+
+    def found(name):
+        if isinstance(recorded, Exception):
+            raise recorded
+        return recorded
+
+    monkeypatch.setattr(serving, "recorded", found)
+    assert said in str(quality.scores(False, "small-cnn"))
+    assert quality.cell_images([6, 4], "small-cnn") is None  # of a number chosen for another model before
+
+
 def test_own_model_is_judged_by_the_predictions_of_its_own_run(monkeypatch, tmp_path):
     from fmnist_utils.app import serving
     from fmnist_utils.checkpoints import load_model, save_model
@@ -279,8 +297,10 @@ def test_own_model_is_judged_by_the_predictions_of_its_own_run(monkeypatch, tmp_
         serving.recorded.cache_clear()
 
 
-@pytest.mark.parametrize("host", ["localhost", "0.0.0.0"])
-def test_printed_address_can_be_opened(host, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("host", "shown"), [("localhost", "localhost"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]")]
+)
+def test_printed_address_can_be_opened(host, shown, monkeypatch, capsys):
     import waitress
 
     from fmnist_utils.app import server as app
@@ -296,7 +316,7 @@ def test_printed_address_can_be_opened(host, monkeypatch, capsys):
     monkeypatch.setattr(waitress, "create_server", lambda *_, **__: Server())
     monkeypatch.setattr(sys, "argv", ["app", "--host", host, "--port", "0"])
     app.main()
-    assert f"http://{'localhost' if host == 'localhost' else '127.0.0.1'}:5 (" in capsys.readouterr().out
+    assert f"http://{shown}:5 (" in capsys.readouterr().out
 
 
 def test_default_model_is_the_most_accurate_one(monkeypatch, capsys):
@@ -348,6 +368,17 @@ def test_command_line_mistakes(server, arguments, message, monkeypatch, capsys):
     assert stop.value.code == 2 and message in capsys.readouterr().err
     del stop
     gc.collect()  # a socket that waitress could not bind warns when it is collected: here, and in no other test
+
+
+@pytest.mark.parametrize("prefix", ["shop", "/shop", "shop/"])
+def test_prefix_without_its_slashes_gets_a_sentence(prefix, monkeypatch, capsys):
+    from fmnist_utils.app import server as app
+
+    monkeypatch.setenv("DASH_URL_BASE_PATHNAME", prefix)
+    monkeypatch.setattr(sys, "argv", ["app", "--port", "0", "--model", "small-cnn"])
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    assert stop.value.code == 2 and "set DASH_URL_BASE_PATHNAME to something like /shop/" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------- bad luck
@@ -428,6 +459,17 @@ def test_json_that_would_become_millions_of_objects_is_not_parsed(client, body, 
     assert reply.status_code == 413
 
 
+def test_what_strangers_send_makes_no_long_log(client, caplog):
+    long = "x" * 1_000_000
+    inputs = [{"id": "cell", "property": "data", "value": [1, 2]}, {"id": "model", "property": "value", "value": long}]
+    known = {"output": "cell-images.children", "outputs": {"id": "cell-images", "property": "children"}}
+    for body in ({"output": long}, known | {"inputs": inputs, "changedPropIds": ["model.value"]}):
+        assert len(client.post("/_dash-update-component", json=body).text) < 1_000
+    for path in ("nothing/a.js", "dash/a.js", "dash/../../os.py"):
+        assert client.get(f"/_dash-component-suites/{path}").status_code == 404
+    assert "Refused" in caplog.text and len(caplog.text) < 20_000
+
+
 def test_too_many_at_once_are_told_so_and_health_is_not(monkeypatch):
     from fmnist_utils.app import guard
     from fmnist_utils.app.server import create_app
@@ -490,11 +532,14 @@ def test_too_many_unfinished_bytes_wait_outside_and_the_oldest_goes_on(channel, 
     from fmnist_utils.app import guard
 
     monkeypatch.setattr(guard.Channel, "most", 2 * len(POST))
+    monkeypatch.setattr(guard, "LITTLE", 0)
     one, two, three = channel(), channel(), channel()
     one.received(POST)
     assert one.readable() and two.readable() and three.readable()
     two.received(POST)
     assert [each.readable() for each in (one, two, three)] == [True, False, False]
+    monkeypatch.setattr(guard, "LITTLE", len(POST))  # a small request need not wait
+    assert [each.readable() for each in (one, two, three)] == [True, False, True]
     one.received(b"x" * 90)
     assert two.readable() and three.readable()
 
@@ -743,8 +788,9 @@ def test_after_an_answer_that_never_came_the_next_one_does(server, browser):
     page.close()
 
 
-def test_stale_history_does_not_break_the_page(page):
-    page.evaluate("sessionStorage.setItem('history', JSON.stringify([{old: 1}, null, {name: 'x', answer: 2}]))")
+@pytest.mark.parametrize("stale", [[{"old": 1}, None, {"name": "x", "answer": 2}], {"a": 1}, "text"])
+def test_stale_history_does_not_break_the_page(page, stale):
+    page.evaluate("stale => sessionStorage.setItem('history', JSON.stringify(stale))", stale)
     page.reload()
     page.wait_for_selector(".thumb")
     page.locator(".thumb").first.click()
@@ -760,6 +806,35 @@ def test_turn_button(page):
     page.wait_for_function("document.querySelector('#results h2')?.innerText?.startsWith('Trouser')")
     rows(page, 1)  # the same picture, so the same row
     assert not page.locator(".turns .primary").count()
+
+
+def test_turning_what_something_newer_is_about_to_replace(page):
+    upload(page, ("trousers.jpg", photo("Trouser")))
+    cards(page, 1)
+    rows(page, 1)
+    both = "[...document.querySelectorAll('.thumb, [data-turn]')].filter((b, i) => !i || b.dataset.turn == 1)"
+    page.evaluate(f"{both}.forEach(button => button.click())")
+    page.wait_for_function("document.querySelector('.stages')?.innerText?.includes('as you asked')")
+    assert rows(page, 2)[0] == "trousers.jpg"
+
+
+def test_full_history_says_so(page):
+    from fmnist_utils.app import pages
+
+    page.evaluate(f"[...document.querySelectorAll('.thumb')].slice(0, {pages.MOST_ROWS}).forEach(b => b.click())")
+    rows(page, pages.MOST_ROWS)
+    assert f"The latest {pages.MOST_ROWS} only" in page.locator("#table").inner_text()
+    page.locator(".thumb").first.click()
+    page.wait_for_function("n => document.querySelectorAll('#table tbody .name')[1].innerText == n",
+                           arg=page.locator("#table tbody .name").first.inner_text())  # fmt: skip
+    rows(page, pages.MOST_ROWS)
+
+
+def test_without_scripts_it_says_what_it_needs(server, browser):
+    page = new_page(browser, java_script_enabled=False)
+    page.goto(server[0])
+    assert "needs JavaScript" in page.locator("body").inner_text()
+    page.close()
 
 
 def test_policy_in_force_hinders_nothing(server, browser):
@@ -966,6 +1041,13 @@ def opened(page) -> None:
         summary.click()
 
 
+def at_work(page) -> None:
+    tried(page, ("trousers.jpg", photo("Trouser")))
+    page.route("**/_dash-update-component*", lambda route: None)
+    page.locator(".thumb").first.click()
+    page.wait_for_selector("#results[aria-busy=true]")
+
+
 NOTHING = encoded(Image.new("RGB", (200, 150), "beige"))
 LYING = encoded(Image.open(io.BytesIO(photo("Trouser"))).rotate(90, expand=True))
 STATES = {
@@ -978,6 +1060,7 @@ STATES = {
     "many": unfolded,
     "too large": lambda page: upload(page, ("large.png", bytes(10_400_000))) or page.wait_for_selector("#close"),
     "drawing": drawn,
+    "at work": at_work,
     "quality": looked_at_quality,
     "unknown address": lambda page: page.evaluate(
         "history.pushState({}, '', '/nowhere'); dispatchEvent(new CustomEvent('_dashprivate_pushstate'))"

@@ -8,6 +8,8 @@ import hashlib
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -278,6 +280,15 @@ def test_a_photograph_is_prepared_and_classified_without_torch(exported, real_im
     first = said.stdout.splitlines()[0]
     assert first == f"{data.CLASSES[wanted.argmax()]}: {wanted.max():.1%}" and "Sneaker" in first
     assert len(said.stdout.splitlines()) == 3
+    # And the one in the guide.
+    shutil.copy(small, tmp_path / "garment.png")
+    (tmp_path / "exports").mkdir()
+    shutil.copy(file, tmp_path / "exports" / "small-cnn.onnx")
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    block = re.search(r"```python\n(import json.+?)```", guide, re.DOTALL)[1]
+    lines = "import sys; sys.modules.update(torch=None, fmnist_utils=None)\n" + block
+    said = subprocess.run([sys.executable, "-c", lines], check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert said.stdout.strip() == first.replace(":", "")
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])

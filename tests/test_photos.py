@@ -145,6 +145,27 @@ ODD = {
 }
 
 
+def jpeg_with(*remarks: bytes, between: bytes = b"") -> bytes:
+    """A JPEG whose camera noted a quarter turn, with more such parts, and stray bytes between them, behind it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(shirt(), "JPEG", exif=exif)
+    place = data.index(b"\xff\xdb")
+    more = (between + b"\xff\xe1" + struct.pack(">H", len(remark) + 2) + remark for remark in remarks)
+    return data[:place] + b"".join(more) + data[place:]
+
+
+@pytest.mark.parametrize("between", [b"", b"\xff", b"junk", b"\xff\0", b"\xff\xd0"])
+@pytest.mark.parametrize("cut", [0, 2])
+def test_jpeg_of_many_remarks_is_read_in_little_time(between, cut, monkeypatch):
+    opened, whole = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda file, **more: opened.append(len(file.getvalue())) or whole(file, **more))
+    plain, data = jpeg_with(), jpeg_with(*[b"Exif\0\0MM\0*\0\0\0\x08\0\0"] * 50_000, between=between)
+    found = read_image(data[: len(data) - cut])
+    assert found.getexif()[0x0112] == 6 and opened and max(opened) < len(plain) + 300
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(read_image(plain)))
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("case", ODD)
 def test_odd_remarks_make_no_sound_picture_damaged(case):
@@ -177,11 +198,43 @@ BAD = {
     "4 gigapixels": (png_of_size(65_000, 65_000), "megapixels"),
     "side of 2 thousand million": (png_of_size(2**31 - 1, 1)[:60], "holiday"),
     "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "HEIC file.*as JPEG"),
-    "AVIF": (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1" + bytes(200), "AVIF file.*as JPEG"),
+    "HEIC of ten bits": (b"\0\0\0\x18ftypheim\0\0\0\0mif1heim" + bytes(200), "a HEIC file.*as JPEG"),
+    "AVIF": (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1" + bytes(200), "an AVIF file.*as JPEG"),
+    "AVIF under its family's name": (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avif" + bytes(200), "an AVIF file.*as JPEG"),
     "1×1": (encoded(Image.new("RGB", (1, 1))), "1×1 pixel"),
     "a line": (encoded(Image.new("RGB", (5_000, 1))), "too few"),
     "50 MB": (bytes(50_000_000), "50.0 MB; 10 MB is the limit"),
 }
+
+
+def tiff_of_tags(order: str, big: bool, number: int) -> bytes:
+    """A TIFF of 64×64 pixels with further tags, which all claim the same 4,000 bytes."""
+    tags = [(256, 4, 64), (257, 4, 64), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 16), (277, 3, 1), (278, 4, 64),
+            (279, 4, 4096)]  # fmt: skip
+    long, list_at = "Q" if big else "L", 16 + 4096
+    mark = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "H", 43 if big else 42)
+    head = mark + (struct.pack(order + "HHQ", 8, 0, list_at) if big else struct.pack(order + "L8x", list_at))
+    pads = {3: ("H", 6 if big else 2), 4: ("L", 4 if big else 0)}
+    body = [struct.pack(f"{order}HH{long}{pads[kind][0]}{pads[kind][1]}x", tag, kind, 1, value)
+            for tag, kind, value in tags]  # fmt: skip
+    body += [struct.pack(f"{order}HH{long}{long}", 40_000 + i, 7, 4_000, 16) for i in range(number)]
+    return head + b"\x80" * 4096 + struct.pack(order + ("Q" if big else "H"), len(body)) + b"".join(body) + bytes(8)
+
+
+@pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
+def test_tiff_whose_tags_claim_more_than_it_holds_is_not_opened(order, big, monkeypatch):
+    assert read_image(tiff_of_tags(order, big, 1)).size == (64, 64)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(BadImage, match="damaged or incomplete"):
+        read_image(tiff_of_tags(order, big, 1_000))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_note_of_a_camera_that_is_too_long_is_not_read(kind, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "x" * 70_000
+    monkeypatch.setattr(Image.Image, "getexif", lambda _: pytest.fail("it was read"))
+    assert read_image(encoded(shirt(), kind, exif=exif)).size == (120, 160)
 
 
 @pytest.mark.parametrize("progressive", [False, True])

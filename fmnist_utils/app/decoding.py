@@ -6,6 +6,7 @@ Used by :mod:`fmnist_utils.app.photos`. Explained in ``notebooks/07_deployment.i
 import contextlib
 import io
 import queue
+import struct
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,6 +26,9 @@ MAX_SCANS = 100
 #: Seconds that one picture, and those before it in the queue, may take.
 SECONDS = 20
 ORIENTATION = 0x0112  # EXIF
+MAX_EXIF = 65_536
+#: Bytes of one value of a TIFF's tag, by the number of its kind.
+VALUE_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1)) | {16: 8, 17: 8, 18: 8}
 NOTE = "note"
 # A decoded picture of MAX_PIXELS takes 160 MB: never for two clients at once, and always in one thread, because the C
 # library keeps freed memory for each thread that had it.
@@ -51,9 +55,9 @@ def read_image(data: bytes, name: str = "image", max_bytes: int = MAX_BYTES) -> 
         raise BadImage(f"“{shown}” has {len(data) / 1e6:.1f} MB; {max_bytes / 1e6:g} MB is the limit. Make it smaller.")
     if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<":
         raise BadImage(f"“{shown}” is a text such as SVG or HTML, not a picture made of pixels. Send a PNG or JPEG.")
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis"):
-        kind = "AVIF" if data[8:11] == b"avi" else "HEIC"
-        raise BadImage(f"“{shown}” is a {kind} file, which this app does not read. Save or export it as JPEG first.")
+    if data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif", b"msf", b"avi"):
+        kind = "an AVIF" if b"avi" in data[8:40] else "a HEIC"
+        raise BadImage(f"“{shown}” is {kind} file, which this app does not read. Save or export it as JPEG first.")
     try:
         return _in_turn(_decode, data, shown)
     except BadImage:
@@ -72,7 +76,10 @@ def _too_many(shown: str) -> str:
 
 
 def _decode(data: bytes, shown: str) -> Image.Image:
-    image = Image.open(io.BytesIO(_without_remarks(data)), formats=FORMATS)  # reads no pixels yet
+    data = _without_remarks(data)
+    if data[:2] in (b"II", b"MM") and _claimed(data) > len(data):
+        raise OSError("tags claim more than the file holds")
+    image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads no pixels yet
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(_too_many(shown))
     if min(image.size) < MIN_SIDE:
@@ -92,13 +99,26 @@ def _decode(data: bytes, shown: str) -> Image.Image:
         image, note = _without_end(data), "its last bytes are missing, but no pixels"
     exif = Image.Exif()
     with contextlib.suppress(Exception):  # a sound picture may have a junk note about its orientation
-        exif[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+        if len(image.info.get("exif", b"")) < MAX_EXIF:
+            exif[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
     # Skipping pixels first: a smooth reduction would copy the whole picture, once more for its transparency.
     image.thumbnail((4 * SIDE, 4 * SIDE), Image.Resampling.NEAREST, reducing_gap=None)
     image = plain(image)
     image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
     image.info = {"exif": exif.tobytes()} | ({NOTE: note} if note else {})
     return image
+
+
+def _claimed(data: bytes) -> int:
+    """Bytes of all the values in a TIFF's first list of tags: Pillow before 13 copies them, however often the same."""
+    order, big = "<" if data[:2] == b"II" else ">", data[2:3] == b"+"  # as Pillow tells them apart
+    (start,) = struct.unpack_from(f"{order}{'Q' if big else 'L'}", data, 8 if big else 4)
+    (number,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, start)
+    tag = struct.Struct(f"{order}2xH{'Q8x' if big else 'L4x'}")
+    first = start + (8 if big else 2)
+    tags = data[first : first + number * tag.size]
+    found = tag.iter_unpack(tags[: len(tags) // tag.size * tag.size])
+    return sum(VALUE_BYTES.get(kind, 0) * count for kind, count in found)
 
 
 def _without_end(data: bytes) -> Image.Image:
@@ -118,7 +138,10 @@ def _without_end(data: bytes) -> Image.Image:
 
 
 def _without_remarks(data: bytes) -> bytes:
-    """A PNG without the chunks that change no pixel here: Pillow refuses a picture for a mistake in one of them."""
+    """A PNG or JPEG without the parts that change no pixel here: Pillow refuses a PNG for a mistake in one of them, and
+    copies what it has of a JPEG's for each further one, which takes long where there are hundreds of thousands."""
+    if data.startswith(b"\xff\xd8"):
+        return _jpeg_without_remarks(data)
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
     kept, place = [data[:8]], 8
@@ -128,6 +151,23 @@ def _without_remarks(data: bytes) -> bytes:
             kept.append(data[place:end])
         place = end
     return b"".join([*kept, data[place:]])
+
+
+def _jpeg_without_remarks(data: bytes) -> bytes:
+    """What decoding needs, and the first note of a camera: it tells which way is up."""
+    kept, place, noted = [data[:2]], 2, False
+    while 0 <= (place := data.find(b"\xff", place)) < len(data) - 3 and (kind := data[place + 1]) != 0xDA:
+        if not (0xC0 <= kind <= 0xCF or 0xDB <= kind <= 0xEF or kind == 0xFE):  # fill or junk, which decoders skip
+            place += 1
+            continue
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        note = kind == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0" and not noted
+        noted |= note
+        # E0 and EE say how colours are stored; the others of E1 to EF, and FE, are remarks.
+        if note or kind <= 0xE0 or kind == 0xEE:
+            kept.append(data[place:end])
+        place = end
+    return b"".join([*kept, data[place:] if place >= 0 else b""])
 
 
 def _most_scans(image: Image.Image) -> int:

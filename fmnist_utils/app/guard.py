@@ -7,6 +7,7 @@ Explained in ``notebooks/07_deployment.ipynb``.
 import functools
 import gzip
 import ipaddress
+import logging
 import socket
 import threading
 import time
@@ -14,10 +15,13 @@ from collections.abc import Collection
 
 import flask
 from dash import Dash
+from dash.exceptions import DependencyException
 from waitress.channel import HTTPChannel
 
 #: Answers at once (the server has eight threads more, for everything else), and how many uploads of the largest size.
 AT_ONCE, LARGE_AT_ONCE = 32, 6
+#: Bytes of a request that are always read: whoever sends little need not wait for those who send much.
+LITTLE = 100_000
 #: Commas, colons and brackets of one JSON: a page sends a few thousand, and each may become an object of 50 bytes.
 MAX_MARKS = 30_000
 #: Seconds that the sending of one request may take, and one more for so many bytes: a slow phone is welcome.
@@ -25,8 +29,8 @@ SENDING, BYTES_A_SECOND = 30, 20_000
 
 
 class Channel(HTTPChannel):
-    """waitress's connection, which closes where one request takes too long to arrive, and stops reading while too many
-    bytes of unfinished requests are in memory; the oldest of them always goes on.
+    """waitress's connection, which closes where one request takes too long to arrive, and stops reading a large one
+    while too many bytes of unfinished requests are in memory; the oldest of them always goes on.
     """
 
     unfinished: dict["Channel", int] = {}
@@ -34,7 +38,8 @@ class Channel(HTTPChannel):
     _began = 0.0
 
     def readable(self) -> bool:
-        room = sum(self.unfinished.values()) < self.most or next(iter(self.unfinished)) is self
+        little = self.unfinished.get(self, 0) < LITTLE
+        room = little or sum(self.unfinished.values()) < self.most or next(iter(self.unfinished)) is self
         return super().readable() and room
 
     def received(self, data: bytes) -> bool:
@@ -96,6 +101,13 @@ def protect(app: Dash, hosts: Collection[str], most: int) -> None:
         reply.headers.update(headers)
         return _small(reply)
 
+    def unknown(error: Exception):
+        # Its words hold what was sent: in short, or somebody else could fill the disk with them.
+        logging.getLogger(__name__).warning("Refused: %.200s", error)
+        return "That is no request of this page.", 404 if isinstance(error, DependencyException) else 400
+
+    for kind in (DependencyException, KeyError):
+        app.server.register_error_handler(kind, unknown)
     app.server.before_request_funcs.setdefault(None, []).insert(0, check)
     app.server.teardown_request(free)
     app.server.after_request(dress)

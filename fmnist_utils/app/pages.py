@@ -12,6 +12,9 @@ from fmnist_utils.app.photos import STEPS
 from fmnist_utils.app.quality import image_button, percent
 from fmnist_utils.data import CLASSES
 
+#: Rows of the history: the browser sends them all for the table and for the file.
+MOST_ROWS = 50
+
 
 def page(model: str, max_upload: float, base: str = "/") -> html.Div:
     """The whole page under the path ``base``, with ``model`` chosen and uploads of up to ``max_upload`` MB."""
@@ -51,7 +54,7 @@ def page(model: str, max_upload: float, base: str = "/") -> html.Div:
             dcc.Download("download"),
         ],
         id="page",
-        **{"data-limit": str(int(max_upload * 1e6)), "data-base": base},
+        **{"data-limit": str(int(max_upload * 1e6)), "data-base": base, "data-rows": str(MOST_ROWS)},
     )
 
 
@@ -277,7 +280,8 @@ def history_table(history: list | None) -> html.Div | html.P:
         )
         for row in history
     ]
-    return html.Table([html.Thead(head), html.Tbody(rows)])
+    full = [html.P(f"The latest {MOST_ROWS} only: download them before you go on.", className="hint")]
+    return html.Div([*full * (len(rows) >= MOST_ROWS), html.Table([html.Thead(head), html.Tbody(rows)])])
 
 
 def _open_again(row: dict) -> html.Button:

@@ -27,11 +27,9 @@ def scores(hidden: bool | None, model: str):
     """Accuracy and confusion matrix; scores by class and calibration: all from the recorded test predictions."""
     if hidden is not False:
         return None, None
-    labels = serving.gallery().labels.numpy()
-    try:
-        probabilities = serving.recorded(model)
-    except FileNotFoundError:
-        return html.P(f"No test predictions of “{model}” are in results/predictions or runs/predictions."), None
+    labels, probabilities = serving.gallery().labels.numpy(), _recorded(model)
+    if isinstance(probabilities, str):
+        return html.P(probabilities), None
     counts = confusion_matrix(labels, probabilities.argmax(1), labels=range(10))
     right, total = int(counts.trace()), int(counts.sum())
     low, high = accuracy_interval(right, total)
@@ -56,6 +54,19 @@ def scores(hidden: bool | None, model: str):
         _reliability_table(bins),
     ]  # fmt: skip
     return summary, details
+
+
+def _recorded(model: str) -> np.ndarray | str:
+    """The model's probabilities for all test images, or a sentence that says why there are none."""
+    try:
+        probabilities = serving.recorded(model)
+    except FileNotFoundError:
+        return f"No test predictions of “{model}” are in results/predictions or runs/predictions."
+    except ValueError as error:  # names the file
+        return str(error)
+    if len(probabilities) == len(serving.gallery()):
+        return probabilities
+    return f"The predictions of “{model}” are of {_images(len(probabilities))} only, as the smoke profile makes them."
 
 
 def image_button(index: int, caption: str = "") -> html.Button:
@@ -137,7 +148,9 @@ def cell_images(cell: list | None, model: str):
     if not cell:
         return html.P("Click a number in the table: its images appear here.", className="hint")
     true, said = (int(number) for number in cell)
-    probabilities = serving.recorded(model)
+    probabilities = _recorded(model)
+    if isinstance(probabilities, str):  # said above already
+        return None
     chosen = np.flatnonzero((serving.gallery().labels.numpy() == true) & (probabilities.argmax(1) == said))
     chosen = chosen[np.argsort(-probabilities[chosen, said])]
     few = f", the {MAX_IN_CELL} it was surest of" if len(chosen) > MAX_IN_CELL else ""

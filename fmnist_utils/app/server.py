@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 import waitress
 from dash import ClientsideFunction, Dash, Input, Output, State, set_props
+from dash.exceptions import InvalidConfig
 
 from fmnist_utils import check_name
 from fmnist_utils.app import pages, quality, serving
@@ -41,6 +42,8 @@ def create_app(model: str = "wide-resnet-16-4", max_upload: float = 10, hosts: C
     app = Dash(__name__, title="Which garment?", update_title=None, on_error=_say, suppress_callback_exceptions=True)
     # Dash's own footer holds scripts; the page has one of its own, and there may be only one.
     app.index_string = app.index_string.replace("<html>", '<html lang="en">').replace("footer>", "div>")
+    needs = "<noscript>This page needs JavaScript: please switch it on.</noscript>"
+    app.index_string = app.index_string.replace("<body>", f"<body>{needs}")
     app.layout = pages.page(model, max_upload, app.config.requests_pathname_prefix)
     # Base64 makes 4 bytes of 3; the rest of a request is names and ids, or the history.
     app.server.config["MAX_CONTENT_LENGTH"] = most = int(max_upload * 1e6 * 4 / 3) + 1_000_000
@@ -196,10 +199,13 @@ def main() -> None:
         app = create_app(arguments.model, arguments.max_upload, [arguments.host, *arguments.allow_host])
     except (ValueError, OSError, WeightsUnavailable) as error:
         parser.error(str(error))
+    except InvalidConfig as error:
+        parser.error(f"{error}: set DASH_URL_BASE_PATHNAME to something like /shop/, or to nothing.")
     server = _listen(app, arguments, parser)
     # "localhost" can be two addresses, and "everywhere" none that a browser opens.
     port = server.effective_port if hasattr(server, "effective_port") else server.effective_listen[0][1]
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(arguments.host, arguments.host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(arguments.host, arguments.host)
+    host = f"[{host}]" if ":" in host else host
     address = f"http://{host}:{port}{app.config.requests_pathname_prefix.rstrip('/')}"
     print(f"ready {time.perf_counter() - began:.1f} s after imports: {address} (Ctrl+C stops it)", flush=True)
     server.run()

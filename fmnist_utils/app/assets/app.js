@@ -71,9 +71,11 @@
       fresh();
       show([{ index, name: `Test image ${index}` }]);
     } else if (button.dataset.turn) {
-      const turned = (picture) => ((picture.turns || 0) + Number(button.dataset.turn)) % 4;
+      const turned = (picture) => ({ ...picture, turns: ((picture.turns || 0) + Number(button.dataset.turn)) % 4 });
+      const { of: id } = button.dataset;
       fresh();
-      show(shown.map((picture) => (picture.id === button.dataset.of ? { ...picture, turns: turned(picture) } : picture)));
+      if (shown.some((picture) => picture.id === id)) show(shown.map((picture) => (picture.id === id ? turned(picture) : picture)));
+      else if (sent.has(id)) show([turned(sent.get(id))]); // something newer is already on its way
     } else if (button.dataset.row) {
       const { row: id, index } = button.dataset;
       // After a reload, what is left of a file are the 28×28 pixels that the network got.
@@ -232,7 +234,6 @@
   });
 
   // ---- callbacks that need no server
-  const MOST_ROWS = 50;
   window.dash_clientside = window.dash_clientside || {};
   window.dash_clientside.page = {
     upload(contents, names) {
@@ -245,8 +246,9 @@
     keep(found, history) { // what was tried again, such as a drawing that goes on, replaces its row
       setTimeout(next);
       const key = (row) => `${row.id} ${row.model}`;
-      const keys = new Set(found.rows.map(key));
-      return [...found.rows, ...(history || []).filter((row) => row && !keys.has(key(row)))].slice(0, MOST_ROWS);
+      const keys = new Set(found.rows.map(key)), old = Array.isArray(history) ? history : [];
+      const most = Number(element("page").dataset.rows);
+      return [...found.rows, ...old.filter((row) => row && !keys.has(key(row)))].slice(0, most);
     },
     forget: () => [],
     same(model, sameModel) { // the choice of model on both pages
