@@ -152,20 +152,24 @@ def stages(rows: Mapping[str, Sequence]) -> Figure:
 
 
 def outcomes(kinds: pd.DataFrame, title: str) -> Figure:
-    """What became of photographs: stacked shares, a bar for each kind (rows). The columns add up to 1; they are right,
-    right and warned of, wrong and warned of, wrong without a warning."""
-    figure, axis = plt.subplots(figsize=(9, 0.9 + 0.27 * len(kinds)))
+    """What became of photographs: stacked shares, a bar for each kind (rows), in two columns where there are many. The
+    columns of the table add up to 1; they are right, right and warned of, wrong and warned of, wrong without a warning.
+    """
+    height = len(kinds) if len(kinds) <= 30 else -(-len(kinds) // 2)
+    parts = [kinds[start : start + height] for start in range(0, len(kinds), height)]
+    figure, axes = plt.subplots(1, len(parts), figsize=(10.5, 1.1 + 0.22 * height), squeeze=False)
     looks = ((COLORS["train"], 1), (COLORS["train"], 0.45), (COLORS["muted"], 0.45), (COLORS["accent"], 1))
-    left = np.zeros(len(kinds))
-    for (name, width), (color, alpha) in zip(kinds.items(), looks, strict=True):
-        axis.barh(kinds.index, width, left=left, color=color, alpha=alpha, label=name, height=0.75)
-        left += width.to_numpy()
-    axis.invert_yaxis()
-    axis.set(xlim=(0, 1))
-    axis.xaxis.set_major_formatter(percent)
-    axis.tick_params(axis="y", labelsize=9.5)
-    axis.grid(visible=False, axis="y")
-    axis.margins(y=0.01)
-    axis.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.4, -0.06), fontsize=9.5)
+    for axis, part in zip(axes[0], parts, strict=True):
+        left = np.zeros(len(part))
+        for (name, width), (color, alpha) in zip(part.items(), looks, strict=True):
+            axis.barh(part.index, width, left=left, color=color, alpha=alpha, label=name, height=0.75)
+            left += width.to_numpy()
+        axis.set(xlim=(0, 1), ylim=(height - 0.4, -0.6))
+        axis.xaxis.set_major_formatter(percent)
+        axis.tick_params(labelsize=9.5)
+        axis.grid(visible=False, axis="y")
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center", fontsize=9.5
+    )
     heading(figure, title)
     return figure
