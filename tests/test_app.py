@@ -17,6 +17,8 @@ import socket
 import struct
 import subprocess
 import sys
+import time
+import types
 import urllib.error
 import urllib.request
 import zlib
@@ -504,6 +506,7 @@ def channel(monkeypatch):
     def make():
         one, other = socket.socketpair()
         made.append((guard.Channel(Server(), one, ("127.0.0.1", 1), Server.adj, map={}), other))
+        made[-1][0].far_end = other
         return made[-1][0]
 
     monkeypatch.setattr(guard.Channel, "unfinished", {})
@@ -542,6 +545,40 @@ def test_too_many_unfinished_bytes_wait_outside_and_the_oldest_goes_on(channel, 
     assert [each.readable() for each in (one, two, three)] == [True, False, True]
     one.received(b"x" * 90)
     assert two.readable() and three.readable()
+
+
+@pytest.mark.parametrize("sends", [True, False])
+def test_who_waits_for_us_is_neither_idle_nor_slow(channel, monkeypatch, sends):
+    from waitress.server import BaseWSGIServer
+
+    from fmnist_utils.app import guard
+
+    began, passed = time.time(), 0
+    clock = types.SimpleNamespace(time=lambda: began + passed, monotonic=lambda: 1e6 + passed)
+    monkeypatch.setattr(guard, "time", clock)
+    monkeypatch.setattr(guard.Channel, "most", 0)
+    monkeypatch.setattr(guard, "LITTLE", 1)
+    first, waits = channel(), channel()
+    for each in (first, waits):
+        assert each.readable()
+        each.received(POST)
+    if sends:
+        waits.far_end.send(b"x" * 50)
+    for _ in range(20):
+        passed += 50
+        assert not waits.readable()
+    waits.server.active_channels = {1: waits}
+    BaseWSGIServer.maintenance(waits.server, clock.time())
+    assert waits.will_close != sends
+    first.received(b"x" * 90)
+    if sends:
+        assert waits.readable()
+        waits.handle_read()
+        assert not waits.will_close
+        passed += guard.SENDING + 1  # from here on it is the sender who is slow
+        assert waits.readable()
+        waits.received(b"x")
+        assert waits.will_close
 
 
 def test_stale_rows_of_a_history_are_left_out():
