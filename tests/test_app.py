@@ -4,6 +4,7 @@
 """
 
 import base64
+import csv
 import gc
 import gzip
 import http.client
@@ -599,7 +600,22 @@ def test_no_cell_of_the_csv_is_a_formula(start):
     found = _csv(1, [row])
     assert found["content"].startswith("\ufeff")
     name = pd.read_csv(io.StringIO(found["content"][1:])).name[0]
-    assert name[0] == "'" and name.endswith("1+1")
+    assert name.strip()[0] == "'" and name.endswith("1+1")
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+@pytest.mark.parametrize("name", ["a;=1+1", "a;;=1+1;b", 'a;"=1+1;b', "a\t =1+1", "a\n=1+1", "\n=1+1", "a;\u200b=1+1;"])
+def test_no_cell_is_a_formula_where_a_spreadsheet_splits_elsewhere(name, delimiter):
+    from fmnist_utils.app.server import _csv
+
+    row = {"time": "now", "name": name, "answer": "Bag", "model": "m", "image": "data:,", "confidence": 0.5}
+    text = _csv(1, [row])["content"][1:]
+    cells = [cell for line in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) for cell in line]
+    assert len(cells) > 2 or delimiter not in name
+    assert not [cell for cell in cells if cell.strip(" \t\r\n\u200b").startswith("=")]
+    for line in csv.reader(io.StringIO(text, newline="")):  # where it splits at commas, the columns stay what they are
+        assert len(line) == 5
+    assert text.splitlines()[0] == '"time","name","answer","model","confidence"' and text.endswith(",0.5\n")
 
 
 @pytest.mark.parametrize("turns", [4, -1, "1", None, 1.5])
