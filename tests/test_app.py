@@ -999,6 +999,41 @@ def test_how_good_is_it(page):
     screenshot(page, "app-quality", (1280, 1310))
 
 
+def test_quality_says_that_it_works_and_marks_the_number_whose_images_it_shows(page):
+    asked, held = [], [True]
+    page.route("**/_dash-update-component*", lambda route: asked.append(route) if held else route.continue_())
+    page.click("#to-quality")
+    page.wait_for_selector("#quality[aria-busy=true]", state="attached")
+    while not asked:
+        page.wait_for_timeout(50)
+    held.clear()
+    for route in asked:
+        route.continue_()
+    page.wait_for_selector(".matrix")
+    page.wait_for_selector("#quality[aria-busy=false]")
+
+    models = ("small-cnn", "wide-resnet-16-4")
+    counts = [confusion_matrix(TEST.labels, load_predictions(f"{name}-full").argmax(1)) for name in models]
+    row, column = np.argwhere((counts[0] > 0) & (counts[1] == 0))[0]  # with the other model, no such images
+    heading = f"{CLASSES[row]}, called {CLASSES[column]}: "
+    shown = "text => document.querySelector('#cell-images h3')?.innerText.startsWith(text)"
+    marked = "[...document.querySelectorAll('[data-cell][aria-pressed=true]')].map(b => b.dataset.cell)"
+    page.click(f"[data-cell='{row},{column}']")
+    page.wait_for_function(shown, arg=f"{heading}{counts[0][row, column]} image")
+    for name, count in zip(models[::-1], (counts[1], counts[0]), strict=True):
+        page.locator("#same-model").get_by_text(name).click()
+        page.wait_for_function(shown, arg=f"{heading}{count[row, column]} image")
+        page.wait_for_function(f"document.querySelector('#scores h2')?.innerText?.startsWith('{name}')")
+        assert page.evaluate(marked) == [f"{row},{column}"] * bool(count[row, column])
+        assert ("how sure" in page.locator("#cell-images").inner_text()) == bool(count[row, column])
+    page.click("#to-try")
+    page.wait_for_selector(".matrix", state="detached")
+    page.click("#to-quality")
+    page.wait_for_selector(".matrix")
+    page.wait_for_selector("#quality[aria-busy=false]")
+    assert page.evaluate(marked) == [f"{row},{column}"]
+
+
 #: Texts whose contrast with what is behind them is below WCAG AA, in the page as it is.
 POOR_CONTRAST = """() => {
     const context = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
