@@ -1169,6 +1169,25 @@ def test_nothing_keeps_anybody_out(page, axe, state):
         assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
+LINES = """all => all.map(element => {
+    const range = document.createRange();
+    range.selectNodeContents(element);
+    return new Set([...range.getClientRects()].map(box => Math.round(box.top))).size;
+})"""
+
+
+def test_names_of_usual_length_are_not_broken_and_no_card_stands_out(page):
+    long = "a name that fills more than one line of the history " + "and goes on " * 4
+    upload(page, ("nothing.png", NOTHING), (long, encoded(grey("Bag"))), ("bad.png", b"nothing"))
+    rows(page, 2)
+    assert page.locator("#results > .short").count() == 3
+    for part in ("#model strong", "#table td:last-child"):
+        assert set(page.eval_on_selector_all(part, LINES)) == {1}, part
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.locator("#table .name", has_text="nothing.png").evaluate_all(LINES) == [1]
+    assert page.evaluate("(t => t.scrollWidth <= t.clientWidth)(document.querySelector('#table'))")
+
+
 def test_forced_colours_keep_what_is_told_by_a_fill(page):
     page.emulate_media(forced_colors="active")
     page.locator(".thumb").first.click()

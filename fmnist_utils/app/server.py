@@ -132,7 +132,7 @@ def _answered(pictures: list, read: list, steps: list, model: str, message: str)
     for sent, picture in zip(pictures, read, strict=False):
         name = str(sent.get("name"))[:100]
         if isinstance(picture, BadImage):
-            cards.append(pages.bad_card(name, str(picture)))
+            cards.append(pages.bad_card(name, str(picture), short=len(read) > 1))
             continue
         answer = next(found)
         cards.append(pages.answer_card(name, picture, answer, str(sent.get("id")), model, short=len(read) > 1))
