@@ -868,6 +868,7 @@ def test_turning_what_something_newer_is_about_to_replace(page):
     both = "[...document.querySelectorAll('.thumb, [data-turn]')].filter((b, i) => !i || b.dataset.turn == 1)"
     page.evaluate(f"{both}.forEach(button => button.click())")
     page.wait_for_function("document.querySelector('.stages')?.innerText?.includes('as you asked')")
+    page.wait_for_function("document.querySelector('#table tbody .name').innerText == 'trousers.jpg'")
     assert rows(page, 2)[0] == "trousers.jpg"
 
 
