@@ -39,20 +39,25 @@ def photo(pixels) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def callback(address: str, dependency: dict, values: dict) -> urllib.request.Request:
+    """The page's own request for a callback, with the inputs' values by their id."""
+    found = [output.split(".") for output in dependency["output"].strip(".").split("...")]
+    outputs = [{"id": name, "property": what} for name, what in found]
+    body = {
+        "output": dependency["output"],
+        "outputs": outputs if len(outputs) > 1 else outputs[0],
+        "inputs": [entry | {"value": values[entry["id"]]} for entry in dependency["inputs"]],
+        "state": [],
+        "changedPropIds": [f"{entry['id']}.{entry['property']}" for entry in dependency["inputs"][:1]],
+    }
+    headers = {"Content-Type": "application/json"}
+    return urllib.request.Request(f"{address}/_dash-update-component", json.dumps(body).encode(), headers)
+
+
 def request(address: str, dependency: dict, number: int, data: str, model: str) -> tuple[float, str]:
     """Milliseconds to the answer of the page's own callback, and the class."""
     picture = {"id": str(number), "name": "photo.jpg", "data": data}
-    values = {"pictures": [picture], "steps": list(STEPS), "model": model}
-    outputs = [output.split(".") for output in dependency["output"].strip(".").split("...")]
-    body = {
-        "output": dependency["output"],
-        "outputs": [{"id": name, "property": what} for name, what in outputs],
-        "inputs": [entry | {"value": values[entry["id"]]} for entry in dependency["inputs"]],
-        "state": [],
-        "changedPropIds": ["pictures.data"],
-    }
-    headers = {"Content-Type": "application/json"}
-    asked = urllib.request.Request(f"{address}/_dash-update-component", json.dumps(body).encode(), headers)
+    asked = callback(address, dependency, {"pictures": [picture], "steps": list(STEPS), "model": model})
     began = time.perf_counter()
     with urllib.request.urlopen(asked, timeout=300) as reply:
         found = json.load(reply)
@@ -115,6 +120,33 @@ def visit(pid: int, address: str, dependency: dict, name: str, images: FashionMN
     }
 
 
+def over_the_wire(address: str, dependencies: list[dict]) -> dict:
+    """kB, packed, with headers, as a browser that was never here gets them: the first page, and what its second tab
+    adds."""
+
+    def kilobytes(*asked: urllib.request.Request) -> float:
+        total = 0
+        for one in asked:
+            one.add_header("Accept-Encoding", "gzip")
+            with urllib.request.urlopen(one) as reply:
+                total += len(bytes(reply.headers)) + len(reply.read())
+        return total / 1e3
+
+    with urllib.request.urlopen(address) as reply:
+        named = re.findall(r'(?:src|href)="(/[^"]+)"', reply.read().decode())
+    # Dash loads the field for files when it draws it.
+    paths = ["/", *named, "/_dash-layout", "/_dash-dependencies", "/_dash-component-suites/dash/dcc/async-upload.js"]
+    files = [urllib.request.Request(address + path) for path in paths]
+    values = {"pictures": None, "steps": list(STEPS), "model": MODELS[1], "cell": None, "history": [], "quality": True}
+    server = [d for d in dependencies if not d["clientside_function"]]
+    at_start = [callback(address, d, values) for d in server if not d["prevent_initial_call"]]
+    tab = next(d for d in server if "scores.children" in d["output"])
+    return {
+        "first_page_kb": kilobytes(*files, *at_start),
+        "quality_kb": kilobytes(callback(address, tab, values | {"quality": False})),
+    }
+
+
 def megabytes(pid: int) -> int:
     return round(psutil.Process(pid).memory_info().rss / 1e6)
 
@@ -131,7 +163,9 @@ def main() -> None:
             raise SystemExit("The app did not start; its message is above.")
         address = ready[2]
         with urllib.request.urlopen(f"{address}/_dash-dependencies") as reply:
-            dependency = next(d for d in json.load(reply) if "results.children" in d["output"])
+            dependencies = json.load(reply)
+        wire = over_the_wire(address, dependencies)
+        dependency = next(d for d in dependencies if "results.children" in d["output"])
         seen = {name: visit(server.pid, address, dependency, name, images) for name in MODELS}
         health = slowest_health(address, dependency)
         request(address, dependency, 0, photo(images.images[0]), "vgg16-block3-two-views")
@@ -145,7 +179,7 @@ def main() -> None:
     alone, together = first["p95_ms"].values()
     fields = first | {"default_model": {"name": MODELS[1]} | seen[MODELS[1]], "health_ms": health}
     fields |= {"requests_of_each_model": ALONE + TOGETHER, "memory_both_models_mb": both}
-    fields |= {"start_up_seconds": start_up, "start_up_after_imports_seconds": float(ready[1])}
+    fields |= {"start_up_seconds": start_up, "start_up_after_imports_seconds": float(ready[1])} | wire
     setting = f"the app with the small CNN, 95% of {TOGETHER} photos from {CLIENTS} clients at once, against one"
     record("app_load", setting, together, alone, "ms", **fields)
 

@@ -4,6 +4,7 @@
 """
 
 import base64
+import csv
 import gc
 import gzip
 import http.client
@@ -17,6 +18,8 @@ import socket
 import struct
 import subprocess
 import sys
+import time
+import types
 import urllib.error
 import urllib.request
 import zlib
@@ -504,6 +507,7 @@ def channel(monkeypatch):
     def make():
         one, other = socket.socketpair()
         made.append((guard.Channel(Server(), one, ("127.0.0.1", 1), Server.adj, map={}), other))
+        made[-1][0].far_end = other
         return made[-1][0]
 
     monkeypatch.setattr(guard.Channel, "unfinished", {})
@@ -544,6 +548,40 @@ def test_too_many_unfinished_bytes_wait_outside_and_the_oldest_goes_on(channel, 
     assert two.readable() and three.readable()
 
 
+@pytest.mark.parametrize("sends", [True, False])
+def test_who_waits_for_us_is_neither_idle_nor_slow(channel, monkeypatch, sends):
+    from waitress.server import BaseWSGIServer
+
+    from fmnist_utils.app import guard
+
+    began, passed = time.time(), 0
+    clock = types.SimpleNamespace(time=lambda: began + passed, monotonic=lambda: 1e6 + passed)
+    monkeypatch.setattr(guard, "time", clock)
+    monkeypatch.setattr(guard.Channel, "most", 0)
+    monkeypatch.setattr(guard, "LITTLE", 1)
+    first, waits = channel(), channel()
+    for each in (first, waits):
+        assert each.readable()
+        each.received(POST)
+    if sends:
+        waits.far_end.send(b"x" * 50)
+    for _ in range(20):
+        passed += 50
+        assert not waits.readable()
+    waits.server.active_channels = {1: waits}
+    BaseWSGIServer.maintenance(waits.server, clock.time())
+    assert waits.will_close != sends
+    first.received(b"x" * 90)
+    if sends:
+        assert waits.readable()
+        waits.handle_read()
+        assert not waits.will_close
+        passed += guard.SENDING + 1  # from here on it is the sender who is slow
+        assert waits.readable()
+        waits.received(b"x")
+        assert waits.will_close
+
+
 def test_stale_rows_of_a_history_are_left_out():
     from fmnist_utils.app import pages
 
@@ -562,7 +600,22 @@ def test_no_cell_of_the_csv_is_a_formula(start):
     found = _csv(1, [row])
     assert found["content"].startswith("\ufeff")
     name = pd.read_csv(io.StringIO(found["content"][1:])).name[0]
-    assert name[0] == "'" and name.endswith("1+1")
+    assert name.strip()[0] == "'" and name.endswith("1+1")
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+@pytest.mark.parametrize("name", ["a;=1+1", "a;;=1+1;b", 'a;"=1+1;b', "a\t =1+1", "a\n=1+1", "\n=1+1", "a;\u200b=1+1;"])
+def test_no_cell_is_a_formula_where_a_spreadsheet_splits_elsewhere(name, delimiter):
+    from fmnist_utils.app.server import _csv
+
+    row = {"time": "now", "name": name, "answer": "Bag", "model": "m", "image": "data:,", "confidence": 0.5}
+    text = _csv(1, [row])["content"][1:]
+    cells = [cell for line in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) for cell in line]
+    assert len(cells) > 2 or delimiter not in name
+    assert not [cell for cell in cells if cell.strip(" \t\r\n\u200b").startswith("=")]
+    for line in csv.reader(io.StringIO(text, newline="")):  # where it splits at commas, the columns stay what they are
+        assert len(line) == 5
+    assert text.splitlines()[0] == '"time","name","answer","model","confidence"' and text.endswith(",0.5\n")
 
 
 @pytest.mark.parametrize("turns", [4, -1, "1", None, 1.5])
@@ -815,6 +868,7 @@ def test_turning_what_something_newer_is_about_to_replace(page):
     both = "[...document.querySelectorAll('.thumb, [data-turn]')].filter((b, i) => !i || b.dataset.turn == 1)"
     page.evaluate(f"{both}.forEach(button => button.click())")
     page.wait_for_function("document.querySelector('.stages')?.innerText?.includes('as you asked')")
+    page.wait_for_function("document.querySelector('#table tbody .name').innerText == 'trousers.jpg'")
     assert rows(page, 2)[0] == "trousers.jpg"
 
 
@@ -944,6 +998,41 @@ def test_how_good_is_it(page):
     page.click(f"[data-cell='{shirt},{CLASSES.index('Coat')}']")
     page.wait_for_function("document.querySelector('#cell-images h3')?.innerText.startsWith('Shirt, called Coat')")
     screenshot(page, "app-quality", (1280, 1310))
+
+
+def test_quality_says_that_it_works_and_marks_the_number_whose_images_it_shows(page):
+    asked, held = [], [True]
+    page.route("**/_dash-update-component*", lambda route: asked.append(route) if held else route.continue_())
+    page.click("#to-quality")
+    page.wait_for_selector("#quality[aria-busy=true]", state="attached")
+    while not asked:
+        page.wait_for_timeout(50)
+    held.clear()
+    for route in asked:
+        route.continue_()
+    page.wait_for_selector(".matrix")
+    page.wait_for_selector("#quality[aria-busy=false]")
+
+    models = ("small-cnn", "wide-resnet-16-4")
+    counts = [confusion_matrix(TEST.labels, load_predictions(f"{name}-full").argmax(1)) for name in models]
+    row, column = np.argwhere((counts[0] > 0) & (counts[1] == 0))[0]  # with the other model, no such images
+    heading = f"{CLASSES[row]}, called {CLASSES[column]}: "
+    shown = "text => document.querySelector('#cell-images h3')?.innerText.startsWith(text)"
+    marked = "[...document.querySelectorAll('[data-cell][aria-pressed=true]')].map(b => b.dataset.cell)"
+    page.click(f"[data-cell='{row},{column}']")
+    page.wait_for_function(shown, arg=f"{heading}{counts[0][row, column]} image")
+    for name, count in zip(models[::-1], (counts[1], counts[0]), strict=True):
+        page.locator("#same-model").get_by_text(name).click()
+        page.wait_for_function(shown, arg=f"{heading}{count[row, column]} image")
+        page.wait_for_function(f"document.querySelector('#scores h2')?.innerText?.startsWith('{name}')")
+        assert page.evaluate(marked) == [f"{row},{column}"] * bool(count[row, column])
+        assert ("how sure" in page.locator("#cell-images").inner_text()) == bool(count[row, column])
+    page.click("#to-try")
+    page.wait_for_selector(".matrix", state="detached")
+    page.click("#to-quality")
+    page.wait_for_selector(".matrix")
+    page.wait_for_selector("#quality[aria-busy=false]")
+    assert page.evaluate(marked) == [f"{row},{column}"]
 
 
 #: Texts whose contrast with what is behind them is below WCAG AA, in the page as it is.
@@ -1079,6 +1168,25 @@ def test_nothing_keeps_anybody_out(page, axe, state):
         grave = [(v["id"], [n["html"] for n in v["nodes"]]) for v in found if v["impact"] in ("serious", "critical")]
         assert not grave, (state, scheme, width)
         assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+LINES = """all => all.map(element => {
+    const range = document.createRange();
+    range.selectNodeContents(element);
+    return new Set([...range.getClientRects()].map(box => Math.round(box.top))).size;
+})"""
+
+
+def test_names_of_usual_length_are_not_broken_and_no_card_stands_out(page):
+    long = "a name that fills more than one line of the history " + "and goes on " * 4
+    upload(page, ("nothing.png", NOTHING), (long, encoded(grey("Bag"))), ("bad.png", b"nothing"))
+    rows(page, 2)
+    assert page.locator("#results > .short").count() == 3
+    for part in ("#model strong", "#table td:last-child"):
+        assert set(page.eval_on_selector_all(part, LINES)) == {1}, part
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.locator("#table .name", has_text="nothing.png").evaluate_all(LINES) == [1]
+    assert page.evaluate("(t => t.scrollWidth <= t.clientWidth)(document.querySelector('#table'))")
 
 
 def test_forced_colours_keep_what_is_told_by_a_fill(page):

@@ -285,6 +285,7 @@ def check_exported_models(found: dict) -> None:
 def check_app_load(found: dict) -> None:
     assert found["errors"] == 0 and found["share_right"] > 0.5
     assert found["prediction_ms"] < min(found["median_ms"].values()) and all(m > 100 for m in found["memory_mb"])
+    assert 200 < found["first_page_kb"] < 600 and 2 < found["quality_kb"] < 20  # as Chromium counts: 336 and 4.5
 
 
 def check_out_of_distribution(found: dict) -> None:

@@ -8,6 +8,7 @@ import functools
 import gzip
 import ipaddress
 import logging
+import select
 import socket
 import threading
 import time
@@ -30,16 +31,22 @@ SENDING, BYTES_A_SECOND = 30, 20_000
 
 class Channel(HTTPChannel):
     """waitress's connection, which closes where one request takes too long to arrive, and stops reading a large one
-    while too many bytes of unfinished requests are in memory; the oldest of them always goes on.
+    while too many bytes of unfinished requests are in memory; the oldest of them always goes on. Time in which what was
+    sent waits for us is not the sender's.
     """
 
     unfinished: dict["Channel", int] = {}
     most = 100_000_000
-    _began = 0.0
+    _began = _looked = 0.0
 
     def readable(self) -> bool:
         little = self.unfinished.get(self, 0) < LITTLE
         room = little or sum(self.unfinished.values()) < self.most or next(iter(self.unfinished)) is self
+        now = time.monotonic()
+        if not room and select.select([self.socket], [], [], 0)[0]:
+            self._began += now - self._looked
+            self.last_activity = time.time()
+        self._looked = now
         return super().readable() and room
 
     def received(self, data: bytes) -> bool:

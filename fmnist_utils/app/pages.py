@@ -213,9 +213,10 @@ def answer_card(
     return html.Article(card + rest, className="card result short" if short else "card result", **label)
 
 
-def bad_card(name: str, why: str) -> html.Article:
-    """What stands in the place of an answer where a file is no picture."""
-    return html.Article([html.H2(name, className="name"), html.P(why, className="warning")], className="card result")
+def bad_card(name: str, why: str, short: bool = False) -> html.Article:
+    """What stands in the place of an answer where a file is no picture; ``short`` for one of many."""
+    kind = "card result short" if short else "card result"
+    return html.Article([html.H2(name, className="name"), html.P(why, className="warning")], className=kind)
 
 
 def _notes(picture: serving.Picture, answer: serving.Answer, best: str) -> list[html.P]:

@@ -154,8 +154,11 @@ def cell_images(cell: list | None, model: str):
     chosen = np.flatnonzero((serving.gallery().labels.numpy() == true) & (probabilities.argmax(1) == said))
     chosen = chosen[np.argsort(-probabilities[chosen, said])]
     few = f", the {MAX_IN_CELL} it was surest of" if len(chosen) > MAX_IN_CELL else ""
+    heading = html.H3(f"{CLASSES[true]}, called {CLASSES[said]}: {_images(len(chosen))}{few}")
+    if not len(chosen):  # of a number chosen for another model
+        return heading
     return [
-        html.H3(f"{CLASSES[true]}, called {CLASSES[said]}: {_images(len(chosen))}{few}"),
+        heading,
         html.P("Below each, how sure it was. Click one to look closer.", className="hint"),
         html.Div([image_button(i, f"{probabilities[i, said]:.0%}") for i in chosen[:MAX_IN_CELL]], className="thumbs"),
     ]

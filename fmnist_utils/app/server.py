@@ -6,9 +6,11 @@ extra ``app``. What the models say is in :mod:`fmnist_utils.app.serving`; drawin
 """
 
 import argparse
+import csv
 import datetime
 import functools
 import logging
+import re
 import time
 from collections.abc import Collection
 
@@ -27,7 +29,9 @@ from fmnist_utils.data import CLASSES
 from fmnist_utils.models import WeightsUnavailable
 
 MAX_PICTURES = 12
-_FORMULA = tuple("=+-@＝＋－＠")
+#: Where a formula could begin: some spreadsheets skip blanks of any kind before it, and some split at semicolons, tabs
+#: and line ends, too, whatever is quoted.
+_FORMULA = re.compile(r'(?:^|(?<=[;\t\r\n]))(?=(?:[^\S\t\r\n]|["\ufeff\u200b])*[=+\-@＝＋－＠])')
 
 
 def create_app(model: str = "wide-resnet-16-4", max_upload: float = 10, hosts: Collection[str] = ()) -> Dash:
@@ -128,7 +132,7 @@ def _answered(pictures: list, read: list, steps: list, model: str, message: str)
     for sent, picture in zip(pictures, read, strict=False):
         name = str(sent.get("name"))[:100]
         if isinstance(picture, BadImage):
-            cards.append(pages.bad_card(name, str(picture)))
+            cards.append(pages.bad_card(name, str(picture), short=len(read) > 1))
             continue
         answer = next(found)
         cards.append(pages.answer_card(name, picture, answer, str(sent.get("id")), model, short=len(read) > 1))
@@ -165,15 +169,10 @@ def _csv(_, history: list | None):
         raise BadImage("There is nothing to download yet: try a picture first.")
     table = pd.DataFrame(history).drop(columns=["id", "index", "image"], errors="ignore")
     texts = table.select_dtypes(exclude="number").columns
-    table[texts] = table[texts].map(_harmless)
+    table[texts] = table[texts].map(lambda cell: _FORMULA.sub("'", cell) if isinstance(cell, str) else cell)
+    text = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
     # Without the mark at its beginning, Excel takes the names for another encoding.
-    return {"content": "\ufeff" + table.to_csv(index=False), "filename": "predictions.csv", "type": "text/csv"}
-
-
-def _harmless(cell):
-    """The cell, quoted where a spreadsheet could run it: some skip blanks of any kind before a formula."""
-    seen = str(cell).replace("\ufeff", "").replace("\u200b", "").strip()
-    return "'" + cell if isinstance(cell, str) and seen[:1] in _FORMULA else cell
+    return {"content": "\ufeff" + text, "filename": "predictions.csv", "type": "text/csv"}
 
 
 # ------------------------------------------------------------------------------------------------- the command line

@@ -10,7 +10,7 @@
     `${what}: ${(bytes / 1e6).toFixed(1)} MB, but ${limit() / 1e6} MB at once is the limit. Make it smaller, or send fewer.`;
 
   // ---- pictures go one batch at a time: the page would drop an answer that another request has overtaken
-  let count = 0, shown = [], under_way = false, asked = 0;
+  let count = 0, shown = [], under_way = false;
   const queue = [];
   const newId = () => `${Date.now()}-${count++}`;
   const next = () => {
@@ -61,6 +61,10 @@
   applyTheme();
   system.addEventListener("change", applyTheme);
 
+  // ---- the number of the table whose images are shown, also after another model or page
+  let cell;
+  const mark = () => document.querySelectorAll("[data-cell]").forEach((b) => b.setAttribute("aria-pressed", b.dataset.cell === cell));
+
   // ---- clicks on test images, cells and buttons
   document.addEventListener("click", (event) => {
     if (event.target.id === "answer") element("results").scrollIntoView();
@@ -87,7 +91,8 @@
       say("");
     } else if (button.dataset.cell) {
       set("cell", { data: button.dataset.cell.split(",").map(Number) });
-      document.querySelectorAll("[data-cell]").forEach((b) => b.setAttribute("aria-pressed", b === button));
+      cell = button.dataset.cell;
+      mark();
     } else if (button.id === "theme-button") {
       try { localStorage.setItem("theme", theme() === "dark" ? "light" : "dark"); } catch { /* private window */ }
       applyTheme();
@@ -178,9 +183,12 @@
   document.addEventListener("pointercancel", stop);
 
   // ---- a request that fails gets a sentence, not silence; while too many are asked at once, it is sent again
-  const busy = (more) => {
-    asked += Number(more);
-    element("results")?.setAttribute("aria-busy", asked > 0);
+  const parts = { results: /"id":"pictures","property":"data"/, quality: /"id":"(scores|cell-images)"/ };
+  const asked = { results: 0, quality: 0 };
+  const busy = (part, more) => {
+    if (!part) return;
+    asked[part] += more;
+    element(part)?.setAttribute("aria-busy", asked[part] > 0);
   };
   const fetch = window.fetch;
   const patient = async (request) => {
@@ -192,8 +200,8 @@
   };
   window.fetch = async (...request) => {
     const ours = String(request[0]?.url || request[0]).includes("_dash-update-component");
-    const pictures = ours && String(request[1]?.body).includes('"id":"pictures","property":"data"');
-    busy(pictures);
+    const part = ours && Object.keys(parts).find((id) => parts[id].test(request[1]?.body));
+    busy(part, 1);
     try {
       const response = ours ? await patient(request) : await fetch(...request);
       if (ours && response.status === 413) say("That was too much for the server at once. Send smaller pictures, or fewer.");
@@ -205,9 +213,9 @@
       throw error;
     } finally {
       // An answer that came calls `keep`, which goes on at once; this is for those that did not.
-      busy(-pictures);
+      busy(part, -1);
       const of = shown;
-      if (pictures) setTimeout(() => { if (shown === of && !asked) next(); }, 700);
+      if (part === "results") setTimeout(() => { if (shown === of && !asked.results) next(); }, 700);
     }
   };
 
@@ -222,6 +230,7 @@
   // ---- what Dash's parts tell a screen reader: its field for files has no name, though the button in it does all, and
   // its lists call themselves boxes of options around the radio buttons and ticks that they hold
   const tidy = () => {
+    mark();
     const field = element("upload")?.querySelector("input");
     field?.setAttribute("tabindex", -1);
     field?.setAttribute("aria-label", "Pictures");
