@@ -203,6 +203,14 @@ def test_outcomes_of_a_kind_fill_its_bar():
     assert np.allclose(ends, 1) and [label.get_text() for label in axis.get_yticklabels()] == ["wood", "none"]
 
 
+def test_outcomes_of_many_kinds_stand_in_two_columns():
+    names = [f"kind {number}" for number in range(41)]
+    figure = plots.outcomes(pd.DataFrame([[0.4, 0.3, 0.2, 0.1]] * 41, names, list("abcd")), "title")
+    found = [[label.get_text() for label in axis.get_yticklabels()] for axis in figure.axes]
+    assert found == [names[:21], names[21:]]
+    assert [text.get_text() for text in figure.legends[0].texts] == list("abcd")
+
+
 def test_gaps_name_the_distance_of_training_and_test_in_points():
     accuracies = pd.DataFrame({"train": [0.99, 0.9], "test": [0.95, 0.895]}, index=["a", "b"])
     axis = plots.gaps(accuracies).axes[0]
