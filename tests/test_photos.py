@@ -476,10 +476,8 @@ def test_what_is_around_a_garment_is_left_out(kind, made, garments):
     model, found = load_model(ROOT / "data" / "models" / "small-cnn"), [examine(image) for image in images]
     with torch.no_grad():
         right = model(torch.stack([one.pixels for one in found])).argmax(1) == labels
-    doubted = torch.tensor([bool(one.doubt) for one in found])
-    # The wall behind a table and a garment before both are one thing, which is said instead.
-    assert (right | doubted).float().mean() >= 0.75 and doubted.float().mean() <= 0.25
-    assert right.float().mean() >= 0.7
+    assert right.float().mean() >= 0.75
+    assert sum(bool(one.doubt) for one in found) <= 8
 
 
 @pytest.mark.parametrize(
@@ -530,9 +528,8 @@ def test_a_thin_drawing_is_no_speck_and_black_is_nothing():
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_quarter_turns_are_to_the_left(turns):
-    found = examine(shirt(), turns=turns)
-    expected = torch.rot90(examine(shirt()).pixels, turns)
-    # An odd size cannot be in the middle of 28 pixels: turned, it may be a pixel further.
-    moved = [expected.roll((down, right), (0, 1)) for down in (-1, 0, 1) for right in (-1, 0, 1)]
-    assert min((found.pixels.int() - one.int()).abs().float().mean() for one in moved) < 3
+    even = shirt((120, 156))  # of an even number of pixels at 28×28: an odd one cannot be in the middle
+    found = examine(even, turns=turns)
+    expected = torch.rot90(examine(even).pixels, turns)
+    assert (found.pixels.int() - expected.int()).abs().float().mean() < 3
     assert any("as you asked" in text for text, _ in found.stages)

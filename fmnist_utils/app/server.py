@@ -31,7 +31,9 @@ from fmnist_utils.models import WeightsUnavailable
 MAX_PICTURES = 12
 #: Where a formula could begin: some spreadsheets skip blanks of any kind before it, and some split at semicolons, tabs
 #: and line ends, too, whatever is quoted.
-_FORMULA = re.compile(r'(?:^|(?<=[;\t\r\n]))(?=(?:[^\S\t\r\n]|["\ufeff\u200b])*[=+\-@＝＋－＠])')
+_FORMULA = re.compile(
+    r"""^(?=[\s"\ufeff\u200b]*[=+\-@＝＋－＠])|(?<=[;\t\r\n])(?=(?:[^\S\t\r\n]|["\ufeff\u200b])*[=+\-@＝＋－＠])"""
+)
 
 
 def create_app(model: str = "wide-resnet-16-4", max_upload: float = 10, hosts: Collection[str] = ()) -> Dash:

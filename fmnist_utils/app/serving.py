@@ -169,10 +169,7 @@ def answers(name: str, images: Tensor, explain: bool = True) -> list[Answer]:
     with _loading:
         model, detector = _loaded(name)
     activation, x, logits = outliers.run(model, images)
-    probabilities = logits.softmax(1)
-    if cards()[name]["mirror"]:
-        probabilities = (probabilities + outliers.features(model, images.flip(-1))[1].softmax(1)) / 2
-    probabilities = probabilities.float().numpy()
+    probabilities = outliers.probabilities(model, images, logits, cards()[name]["mirror"]).float().numpy()
     shares, _, turns = detector.judge(model, images, x)
     certain = detector.share_less_certain(probabilities)
     maps = [None] * len(images)

@@ -21,7 +21,18 @@ from fmnist_utils.models import Classifier
 from fmnist_utils.networks.freezing import in_eval_mode
 from fmnist_utils.sources.files import file_sha256
 
-__all__ = ["Outliers", "TRAIN", "TURNED", "UNSURE", "UNUSUAL", "VAL", "features", "load_outliers", "run"]
+__all__ = [
+    "Outliers",
+    "TRAIN",
+    "TURNED",
+    "UNSURE",
+    "UNUSUAL",
+    "VAL",
+    "features",
+    "load_outliers",
+    "probabilities",
+    "run",
+]
 
 #: Images to estimate means and covariance on, and to calibrate on: few enough for VGG16 on a CPU.
 TRAIN, VAL = 2_000, 2_000
@@ -62,12 +73,9 @@ class Outliers:
         turned_means = torch.stack(all_means).float()
         fitted = cls(all_means[0].float(), precisions[0], empty, turned_means, precisions[1], empty, empty)
         x, logits = features(model, val.images)
-        probabilities = logits.softmax(1)
-        if mirror:
-            probabilities = (probabilities + features(model, val.images.flip(-1))[1].softmax(1)) / 2
         fitted.distances = fitted.distance(x).sort().values.float()
         fitted.margins = fitted.margin(x)[1].sort().values.float()
-        fitted.certainties = probabilities.amax(1).sort().values.float()
+        fitted.certainties = probabilities(model, val.images, logits, mirror).amax(1).sort().values.float()
         return fitted
 
     def distance(self, x: Tensor) -> Tensor:
@@ -95,8 +103,7 @@ class Outliers:
         """The share of validation images whose highest probability is no higher than that of each row of
         ``probabilities``, float32 [B, 10]: float64 [B] (the baseline of Hendrycks and Gimpel, 2017, arXiv:1610.02136).
         """
-        certainty = torch.from_numpy(probabilities.max(1))
-        return torch.searchsorted(self.certainties, certainty, right=True).double().numpy() / len(self.certainties)
+        return _share(-self.certainties.flip(0), -torch.from_numpy(probabilities.max(1)))
 
     def judge(self, model: Classifier, images: Tensor, x: Tensor | None = None) -> tuple[np.ndarray, ...]:
         """For uint8 [B, 28, 28], each [B]: :meth:`share_further`; the share of validation images, all upright, that
@@ -166,6 +173,14 @@ def features(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     """
     pooled, logits = zip(*(run(model, part)[1:] for part in images.split(100)), strict=True)
     return torch.cat(pooled), torch.cat(logits)
+
+
+def probabilities(model: Classifier, images: Tensor, logits: Tensor, mirror: bool) -> Tensor:
+    """Of uint8 [B, 28, 28] whose logits are known: float64 [B, 10], with ``mirror`` the mean over each image and
+    its mirror image, as in ``evaluate.predict``.
+    """
+    found = logits.softmax(1)
+    return (found + features(model, images.flip(-1))[1].softmax(1)) / 2 if mirror else found
 
 
 def load_outliers(path: str | Path) -> Outliers:
